@@ -1,0 +1,49 @@
+# Each target does all of its own set-up in .venv; a second call installs nothing again.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help quickstart test lint format clean
+
+help:
+	@echo "make quickstart   train the whole hierarchy on scanned digits and write runs/quickstart/report.html"
+	@echo "make test         formatting, types, the import contract, and all tests"
+	@echo "make lint         the same without the tests"
+	@echo "make format       rewrite the sources in the house style"
+	@echo "make clean        remove .venv and all caches (runs stay)"
+
+.venv/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "hvq needs Python 3.11 or later, but $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+			"name another one, as in: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed-samples: .venv/created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[samples]"
+	@touch $@
+
+.venv/installed-dev: .venv/created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@ .venv/installed-samples
+
+quickstart: .venv/installed-samples
+	$(BIN)/python recipes/quickstart.py
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: lint
+	$(BIN)/python -m pytest
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find hvq recipes tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,21 @@
+"""Levels, the stack that they make, and the losses that train it."""
+
+from hvq.autoencoders.build import build_autoencoder, convolutional_autoencoder
+from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, ResidualBlock
+from hvq.autoencoders.initialization import initialize_codebooks
+from hvq.autoencoders.level import Level
+from hvq.autoencoders.losses import AutoencoderLoss
+from hvq.autoencoders.stack import Autoencoder, AutoencoderResult
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderLoss",
+    "AutoencoderResult",
+    "ConvolutionalDecoder",
+    "ConvolutionalEncoder",
+    "Level",
+    "ResidualBlock",
+    "build_autoencoder",
+    "convolutional_autoencoder",
+    "initialize_codebooks",
+]

@@ -1,0 +1,62 @@
+"""The first codebooks: k-means over latents of all processes, before step 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from hvq.autoencoders.stack import Autoencoder
+from hvq.distributed import Reduction
+from hvq.errors import DataError
+
+# Latents per code that k-means looks at; FAISS asks for 39 at least, and calls fewer a poor training set.
+_LATENTS_PER_CODE = 32
+
+
+def needs_codebooks(model: Autoencoder) -> bool:
+    """Whether any level's codebook has not been initialized; a flag that checkpoints keep."""
+    return not all(bool(quantizer.initialized) for quantizer in model.quantizers.values())
+
+
+@torch.no_grad()
+def initialize_codebooks(model: Autoencoder, batches: Iterable[Tensor], reduction: Reduction | None = None) -> None:
+    """Set every codebook by k-means, coarse to fine, since a level's latents depend on the coarser codebooks.
+
+    Takes as many batches as give 32 latents per code at every level, or all there are.
+
+    Args:
+        model: not wrapped for parallel training.
+        batches: images `[B, C, H, W]` of this process; one batch for each optimizer step.
+        reduction: over the processes that train together.
+
+    Raises:
+        DataError: where there are no batches.
+    """
+    reduction = reduction or Reduction()
+    images = _enough_batches(model, batches, reduction.size)
+    was_training = model.training
+    model.eval()
+    for name, quantizer in model.quantizers.items():
+        latents = []
+        for batch in images:
+            latents.append(model.latents(batch, name))
+            if sum(map(len, latents)) * reduction.size >= _LATENTS_PER_CODE * quantizer.codebook_size:
+                break
+        quantizer.initialize(torch.cat(latents), len(latents), reduction)
+    model.train(was_training)
+
+
+def _enough_batches(model: Autoencoder, batches: Iterable[Tensor], num_processes: int) -> list[Tensor]:
+    taken: list[Tensor] = []
+    wanted = {name: _LATENTS_PER_CODE * quantizer.codebook_size for name, quantizer in model.quantizers.items()}
+    for batch in batches:
+        taken.append(batch)
+        for name, grid in model.grids(batch.shape[2:]).items():
+            wanted[name] -= len(batch) * int(torch.Size(grid).numel()) * num_processes
+        if max(wanted.values()) <= 0:
+            break
+    if not taken:
+        raise DataError("codebooks are initialized from at least one batch of images; received none")
+    return taken

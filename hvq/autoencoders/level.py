@@ -1,0 +1,72 @@
+"""One level of the hierarchy.
+
+Letters: B batch, F feature channels, E context channels, D code dimension, `*grid` the level's spatial axes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hvq.quantizers import Quantizer
+
+
+class Level(nn.Module):
+    """Encoder, projection, quantizer, and the merge that feeds the next finer level.
+
+    Args:
+        name: of the level, for codes, files and logs.
+        ratio: size of the next finer level's grid (of the image, for the finest) over this one's, per axis.
+        encoder: finer features (or the image) to features `[B, F, *grid]`, `ratio` times smaller.
+        projection: features joined with the context of coarser levels, `[B, F + E, *grid]`, to latents `[B, D, *grid]`.
+        quantizer: latents to codes and vectors.
+        merge: context joined with vectors, `[B, E + D, *grid]`, to the context of the next finer level, on its grid;
+            None for the finest, whose joined vectors go to the image decoder.
+        learn_absent: whether the stand-in for this level's absent vectors is learned; it is the mean codebook vector,
+            weighted by usage, otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        ratio: int,
+        encoder: nn.Module,
+        projection: nn.Module,
+        quantizer: Quantizer,
+        merge: nn.Module | None,
+        learn_absent: bool = False,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.ratio = ratio
+        self.encoder = encoder
+        self.projection = projection
+        self.quantizer = quantizer
+        self.merge = merge
+        self.absent = nn.Parameter(torch.zeros(quantizer.code_dimension)) if learn_absent else None
+
+    def latents(self, features: Tensor, context: Tensor | None) -> Tensor:
+        """Latents `[B, D, *grid]`, given what the coarser levels already decoded."""
+        return self.projection(_join(features, context))
+
+    def decode(self, vectors: Tensor, context: Tensor | None) -> Tensor:
+        """Context for what comes next: the finer level, or the image decoder."""
+        joined = _join(vectors, context)
+        return joined if self.merge is None else self.merge(joined)
+
+    def absent_vector(self) -> Tensor:
+        """`[D]`, what stands for this level's vectors where they are absent."""
+        return self.quantizer.mean_vector() if self.absent is None else self.absent
+
+    def mask_absent(self, vectors: Tensor, kept: Tensor) -> Tensor:
+        """`vectors` `[B, D, *grid]`, replaced by the absent vector for samples where `kept` (bool `[B]`) is False."""
+        axes = [1] * (vectors.dim() - 2)
+        stand_in = self.absent_vector().to(vectors.dtype).view(1, -1, *axes)
+        return torch.where(kept.view(-1, 1, *axes), vectors, stand_in)
+
+
+def _join(tensor: Tensor, context: Tensor | None) -> Tensor:
+    # One memory layout whatever made the tensor, so that decoding codes repeats the forward's arithmetic exactly.
+    tensor = tensor.contiguous()
+    return tensor if context is None else torch.cat([context.contiguous(), tensor], dim=1)

@@ -1,0 +1,243 @@
+"""The autoencoder: any number of levels, coarse to fine, and one image decoder that sees them all.
+
+Letters: B batch, C channels, H W image, h w a level's grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import register_dataclass
+from torch.nn import functional
+
+from hvq.autoencoders.level import Level
+from hvq.errors import ConfigurationError, DataError
+from hvq.level_names import in_level_order
+from hvq.quantizers import Quantizer, QuantizerResult
+
+
+@dataclass(frozen=True)
+class AutoencoderResult:
+    """What `Autoencoder.forward` returns.
+
+    Attributes:
+        reconstruction: `[B, C, H, W]`, not clamped.
+        levels: the quantizer's result of each level, coarse to fine.
+    """
+
+    reconstruction: Tensor
+    levels: dict[str, QuantizerResult]
+
+    @property
+    def codes(self) -> dict[str, Tensor]:
+        """Codes int64 `[B, h, w]` by level name, coarse to fine."""
+        return {name: result.codes for name, result in self.levels.items()}
+
+
+register_dataclass(AutoencoderResult)
+
+
+class Autoencoder(nn.Module):
+    """A stack of levels: one is a VQ-VAE, two a VQ-VAE-2 (arXiv 1906.00446), and so on through the same code.
+
+    Features are computed fine to coarse; then, coarse to fine, each level is quantized given what the coarser ones
+    already decoded. Images of any size from the coarsest stride up are padded by reflection and cropped back.
+
+    Args:
+        levels: coarse to fine, with names that differ.
+        decoder: the context of the finest level to an image, its ratio times larger.
+
+    Shapes:
+        images `[B, C, H, W]`, floating point in [-1, 1]; codes int64 `[B, h, w]` by level name.
+
+    >>> from hvq.autoencoders import convolutional_autoencoder
+    >>> model = convolutional_autoencoder(channels=1, levels={"top": {"ratio": 2}, "bottom": {"ratio": 4}}).eval()
+    >>> codes = model.encode(torch.zeros(1, 1, 21, 32))
+    >>> {name: tuple(code.shape) for name, code in codes.items()}
+    {'top': (1, 3, 4), 'bottom': (1, 6, 8)}
+    >>> model.decode(codes, size=(21, 32)).shape
+    torch.Size([1, 1, 21, 32])
+    """
+
+    def __init__(self, *, levels: Sequence[Level], decoder: nn.Module) -> None:
+        super().__init__()
+        names = [level.name for level in levels]
+        if not names or len(set(names)) < len(names):
+            raise ConfigurationError(f"an autoencoder needs at least one level, of different names; received {names}")
+        self.levels = nn.ModuleDict({level.name: level for level in levels})
+        self.decoder = decoder
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """Names of the levels, coarse to fine."""
+        return tuple(level.name for level in self._stack())
+
+    @property
+    def quantizers(self) -> dict[str, Quantizer]:
+        """The quantizers by level name, coarse to fine."""
+        return {level.name: level.quantizer for level in self._stack()}
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """Pixels per code and axis, by level name."""
+        ratios = [level.ratio for level in self._stack()]
+        return {name: math.prod(ratios[i:]) for i, name in enumerate(self.level_names)}
+
+    def grids(self, size: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """The code grid of each level for images of `size` (H, W).
+
+        Raises:
+            DataError: where an axis is smaller than the coarsest stride.
+        """
+        padded = self._padded_size(size)
+        return {name: tuple(n // stride for n in padded) for name, stride in self.strides.items()}
+
+    # --- images to codes to images ---
+
+    def forward(self, images: Tensor, kept_levels: Tensor | None = None) -> AutoencoderResult:
+        """Reconstruct images; writes nothing.
+
+        Args:
+            images: `[B, C, H, W]`.
+            kept_levels: int64 `[B]`, the number of coarsest levels that each sample is decoded from (level drop-out);
+                all where None. Every level is quantized and counted all the same.
+        """
+        results, context = self._quantize(images, kept_levels)
+        return AutoencoderResult(self._crop(self.decoder(context), images.shape[2:]), results)
+
+    def encode(self, images: Tensor) -> dict[str, Tensor]:
+        """Codes of images, by level name, coarse to fine."""
+        return {name: result.codes for name, result in self._quantize(images, None)[0].items()}
+
+    def decode(
+        self, codes: Mapping[str, Tensor], size: Sequence[int] | None = None, absent: Collection[str] = ()
+    ) -> Tensor:
+        """Images `[B, C, H, W]` of codes; with no level absent, exactly the reconstruction that `forward` gives.
+
+        Args:
+            codes: integers by level name, in any order; those of absent levels give the grid alone.
+            size: (H, W) of the images, where the grid was padded; the whole grid where None.
+            absent: names of levels to leave out, replaced by their absent vectors.
+
+        Raises:
+            DataError: where the grids do not belong together, or a code is out of range.
+        """
+        ordered = in_level_order(codes, self.level_names, "codes")
+        self._check_grids(ordered, size)
+        unknown = [name for name in absent if name not in ordered]
+        if unknown:
+            raise DataError(f"absent names {', '.join(unknown)}; the levels are {', '.join(self.level_names)}")
+        context: Tensor | None = None
+        for level in self._stack():
+            vectors = level.quantizer.decode(ordered[level.name].long()).to(self._dtype())
+            if level.name in absent:
+                vectors = level.mask_absent(vectors, torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device))
+            context = level.decode(vectors, context)
+        image = self.decoder(context)
+        return image if size is None else self._crop(image, size)
+
+    def latents(self, images: Tensor, level_name: str) -> Tensor:
+        """Latents `[N, D]` of one level, padding left out; what its codebook is initialized from."""
+        features = self._features(self._pad(images))
+        context: Tensor | None = None
+        for level in self._stack():
+            latents = level.latents(features[level.name], context)
+            if level.name == level_name:
+                mask = self._inside(level.name, latents.shape[2:], images.shape[2:], latents.device)
+                flat = torch.movedim(latents, 1, -1)
+                return flat.flatten(0, -2) if mask is None else flat[:, mask].flatten(0, -2)
+            context = level.decode(level.quantizer(latents).vectors, context)
+        raise DataError(f"no level {level_name!r}; the levels are {', '.join(self.level_names)}")
+
+    def encoding_tensors(self) -> dict[str, Tensor]:
+        """The tensors that determine `encode`: all but the image decoder, absent vectors and moving averages."""
+        parts = ("encoder", "projection", "merge")
+        quantizer_parts = ("quantizer.codebook", "quantizer.alive")
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name.startswith("levels.") and (name.split(".")[2] in parts or name.endswith(quantizer_parts))
+        }
+
+    # --- parts of the walk ---
+
+    def _stack(self) -> list[Level]:
+        return list(self.levels.values())  # type: ignore[arg-type]  # ModuleDict is typed as holding any module
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.decoder.parameters()).dtype
+
+    def _features(self, padded: Tensor) -> dict[str, Tensor]:
+        features = {}
+        current = padded
+        for level in reversed(self._stack()):
+            current = level.encoder(current)
+            features[level.name] = current
+        return features
+
+    def _quantize(self, images: Tensor, kept_levels: Tensor | None) -> tuple[dict[str, QuantizerResult], Tensor]:
+        features = self._features(self._pad(images))
+        results: dict[str, QuantizerResult] = {}
+        context: Tensor | None = None
+        for i, level in enumerate(self._stack()):
+            latents = level.latents(features[level.name], context)
+            mask = self._inside(level.name, latents.shape[2:], images.shape[2:], latents.device)
+            result = level.quantizer(latents, mask)
+            results[level.name] = result
+            vectors = result.vectors
+            if kept_levels is not None and level.absent is not None:
+                vectors = level.mask_absent(vectors, kept_levels > i)
+            context = level.decode(vectors, context)
+        assert context is not None, "a stack has at least one level"
+        return results, context
+
+    def _inside(self, name: str, grid: Sequence[int], size: Sequence[int], device: torch.device) -> Tensor | None:
+        """bool `[*grid]`, positions that see at least one pixel of the image; None where all do."""
+        stride = self.strides[name]
+        covered = [-(-n // stride) for n in size]
+        if list(covered) == list(grid):
+            return None
+        mask = torch.zeros(tuple(grid), dtype=torch.bool, device=device)
+        mask[tuple(slice(n) for n in covered)] = True
+        return mask
+
+    # --- sizes ---
+
+    def _padded_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        stride = max(self.strides.values())
+        if min(size) < stride:
+            raise DataError(
+                f"images of {'x'.join(map(str, size))} are smaller than the coarsest stride {stride}; "
+                f"the smallest size is {'x'.join([str(stride)] * len(size))}"
+            )
+        return tuple(-(-n // stride) * stride for n in size)
+
+    def _pad(self, images: Tensor) -> Tensor:
+        size = images.shape[2:]
+        missing = [target - n for target, n in zip(self._padded_size(size), size, strict=True)]
+        if not any(missing):
+            return images
+        # functional.pad counts axes from the last.
+        return functional.pad(images, [n for m in reversed(missing) for n in (0, m)], mode="reflect")
+
+    def _crop(self, images: Tensor, size: Sequence[int]) -> Tensor:
+        for axis, length in enumerate(size, start=2):
+            images = images.narrow(axis, 0, length)
+        return images
+
+    def _check_grids(self, codes: Mapping[str, Tensor], size: Sequence[int] | None) -> None:
+        coarsest = self.level_names[0]
+        full = [n * self.strides[coarsest] for n in codes[coarsest].shape[1:]]
+        expected = self.grids(full if size is None else size)
+        for name, code in codes.items():
+            if tuple(code.shape[1:]) != expected[name]:
+                wanted = "x".join(map(str, expected[name]))
+                found = "x".join(map(str, code.shape[1:]))
+                of = "x".join(map(str, full if size is None else size))
+                raise DataError(
+                    f"codes of level {name} must be on a grid of {wanted} for images of {of}; it is {found}"
+                )

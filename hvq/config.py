@@ -1,0 +1,317 @@
+"""A whole run as frozen, validated data: what is read from YAML, and written as JSON beside the weights.
+
+These models hold plain values and know nothing of tensors; the `build` module of each room turns its part into
+objects. Every default equals that of the constructor it describes (a test holds that).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from hvq.level_names import default_level_names, in_level_order
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+# Level names become names of folders, modules and override paths, so they hold neither dots nor slashes.
+LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class FrozenModel(BaseModel):
+    """Base of every configuration: immutable, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+class AugmentationConfig(FrozenModel):
+    """Random changes to training images, each a function of (seed, epoch, sample index)."""
+
+    flip: bool = Field(False, description="mirror left to right, half of the time")
+    shift: NonNegativeFloat = Field(0.0, description="largest shift, in pixels of the finished image")
+    rotation: NonNegativeFloat = Field(0.0, description="largest rotation, in degrees")
+    scale: ShareBelowOne = Field(0.0, description="largest relative change of size; 0.1 means 0.9 to 1.1 times")
+
+
+class BaseDataConfig(FrozenModel):
+    """What all kinds of data share."""
+
+    size: tuple[PositiveInt, PositiveInt] = Field((32, 32), description="height and width of the images, in pixels")
+    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; images are converted")
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig, description="changes while training")
+    workers: NonNegativeInt = Field(0, description="processes that prepare images, per training process")
+
+
+class DigitsConfig(BaseDataConfig):
+    """The 1,797 scanned digits of scikit-learn, resized; every fifth is held out."""
+
+    kind: Literal["digits"] = "digits"
+    channels: Literal[1, 3] = Field(1, description="1: grey, 3: RGB; images are converted")
+
+
+class PhotosConfig(BaseDataConfig):
+    """Crops of the photographs that scikit-image ships; whole photographs are held out."""
+
+    kind: Literal["photos"] = "photos"
+    size: tuple[PositiveInt, PositiveInt] = Field((64, 64), description="height and width of the crops, in pixels")
+    crops_per_photo: PositiveInt = Field(64, description="crops of each photograph that make up an epoch")
+
+
+class FolderConfig(BaseDataConfig):
+    """Any folder of images; subfolders are classes, a folder `validation` or a hashed fraction is held out."""
+
+    kind: Literal["folder"] = "folder"
+    path: str = Field(description="the folder; images are found at any depth")
+    size: tuple[PositiveInt, PositiveInt] = Field((256, 256), description="height and width of the images, in pixels")
+    crop: Literal["center", "random"] = Field("center", description="which part is kept of an image of another shape")
+    validation_share: ShareBelowOne = Field(
+        0.05, description="share held out, by hash of the relative path, where there is no folder `validation`"
+    )
+
+
+class ArrayConfig(BaseDataConfig):
+    """Arrays in safetensors or npz: `images` or encoded `jpeg_bytes` with `offsets`, and `labels` if there are any."""
+
+    kind: Literal["array"] = "array"
+    train: str = Field(description="file with the training images")
+    validation: str = Field(description="file with the held-out images")
+
+
+DataConfig = Annotated[
+    DigitsConfig | PhotosConfig | FolderConfig | ArrayConfig,
+    Field(discriminator="kind", description="where the images come from"),
+]
+
+# --- quantizers -----------------------------------------------------------------------------------------------------
+
+
+class VectorQuantizerConfig(FrozenModel):
+    """Nearest codebook vector in Euclidean distance (arXiv 1711.00937)."""
+
+    kind: Literal["vector"] = "vector"
+    learning: Literal["moving_average", "gradient"] = Field(
+        "moving_average", description="how the codebook is learned: moving averages of its latents, or codebook loss"
+    )
+    decay: ShareBelowOne = Field(0.99, description="of the moving averages, per optimizer step")
+    revival_threshold: ShareBelowOne = Field(
+        0.05, description="a code used less than this share of fair usage (1 / K) is revived; 0 turns revival off"
+    )
+
+
+QuantizerConfig = Annotated[VectorQuantizerConfig, Field(description="how latents become codes")]
+
+# --- autoencoder ----------------------------------------------------------------------------------------------------
+
+
+class LevelConfig(FrozenModel):
+    """One level of the hierarchy."""
+
+    ratio: PositiveInt = Field(
+        description="size of the next finer grid, or of the image for the finest level, over this one's"
+    )
+    width: PositiveInt = Field(128, description="channels of this level's features")
+    residual_blocks: NonNegativeInt = Field(2, description="residual blocks in its encoder and in its merge")
+    residual_width: PositiveInt = Field(32, description="channels inside a residual block")
+    codebook_size: PositiveInt = Field(512, description="K, the number of codes")
+    code_dimension: PositiveInt = Field(64, description="D, the length of a codebook vector")
+    quantizer: QuantizerConfig = Field(default_factory=VectorQuantizerConfig)
+
+
+class DecoderConfig(FrozenModel):
+    """The image decoder, which sees all levels."""
+
+    width: PositiveInt = Field(128, description="channels of its features")
+    residual_blocks: NonNegativeInt = Field(2, description="residual blocks")
+    residual_width: PositiveInt = Field(32, description="channels inside a residual block")
+
+
+class AutoencoderConfig(FrozenModel):
+    """Levels by name, coarse to fine, and the image decoder."""
+
+    channels: PositiveInt = Field(3, description="C, channels of the image")
+    spatial_dims: Literal[2] = Field(2, description="number of grid dimensions")
+    levels: dict[LevelName, LevelConfig] = Field(description="levels by name, coarse to fine", min_length=1)
+    decoder: DecoderConfig = Field(default_factory=DecoderConfig, description="the image decoder")
+    level_dropout: ShareBelowOne = Field(
+        0.0, description="chance that a sample is decoded from its coarser levels alone, while training"
+    )
+
+    @field_validator("levels", mode="after")
+    @classmethod
+    def _default_names_are_ordered(cls, levels: dict[str, LevelConfig]) -> dict[str, LevelConfig]:
+        """Coarse to fine where the names are a default set, which say their order; else as they were written."""
+        names = default_level_names(len(levels))
+        return in_level_order(levels, names, "levels") if set(names) == set(levels) else levels
+
+
+# --- priors ---------------------------------------------------------------------------------------------------------
+
+
+class TransformerPriorConfig(FrozenModel):
+    """A causal transformer over one level's codes."""
+
+    kind: Literal["transformer"] = "transformer"
+    width: PositiveInt = Field(256, description="channels")
+    layers: PositiveInt = Field(6, description="blocks of attention and feed-forward")
+    heads: PositiveInt = Field(4, description="attention heads; the width is a multiple of them")
+    dropout: ShareBelowOne = Field(0.1, description="in attention output and feed-forward, while training")
+    context_blocks: NonNegativeInt = Field(2, description="residual blocks that read each coarser level's codes")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TransformerPriorConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads; received {self.width} and {self.heads}")
+        return self
+
+
+PriorConfig = Annotated[TransformerPriorConfig, Field(description="the autoregressive model of this level's codes")]
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+class OptimizationConfig(FrozenModel):
+    """How long and how fast; learning rate and order of samples are functions of the optimizer step alone."""
+
+    steps: PositiveInt = Field(10_000, description="optimizer steps")
+    batch_size: PositiveInt = Field(128, description="samples per optimizer step, over all processes and micro-batches")
+    micro_batches: PositiveInt = Field(1, description="parts in which each process takes its share of a batch")
+    learning_rate: PositiveFloat = Field(3e-4, description="after warm-up")
+    final_learning_rate: Share = Field(0.05, description="share of the learning rate that the cosine ends at")
+    warmup_steps: NonNegativeInt = Field(100, description="steps of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's, on weights of two and more dimensions")
+    betas: tuple[ShareBelowOne, ShareBelowOne] = Field((0.9, 0.99), description="AdamW's")
+    gradient_clip: PositiveFloat = Field(1.0, description="largest norm of the gradient")
+    average_decay: ShareBelowOne = Field(
+        0.0,
+        description="decay of the moving average of the weights that is kept as the result; 0 keeps the last weights",
+    )
+    log_every: PositiveInt = Field(50, description="steps between lines of numbers")
+    evaluate_every: PositiveInt = Field(1_000, description="steps between looks at held-out data")
+    checkpoint_every: PositiveInt = Field(1_000, description="steps between training checkpoints")
+
+
+class AutoencoderTrainingConfig(OptimizationConfig):
+    """Training of the autoencoder, equation (9)."""
+
+    reconstruction: Literal["mse", "l1"] = Field("mse", description="reconstruction loss, on pixels in [-1, 1]")
+    commitment_weight: NonNegativeFloat = Field(0.25, description="beta, which multiplies the commitment loss alone")
+    codebook_weight: NonNegativeFloat = Field(
+        1.0, description="of the codebook loss, where codebooks learn by gradient"
+    )
+
+
+class PriorTrainingConfig(OptimizationConfig):
+    """Training of one prior."""
+
+    label_dropout: ShareBelowOne = Field(0.1, description="share of training samples whose class is hidden")
+    average_decay: ShareBelowOne = Field(
+        0.99,
+        description="decay of the moving average of the weights that is kept as the result; 0 keeps the last weights",
+    )
+
+
+class CodeSamplingConfig(FrozenModel):
+    """How codes of one level are drawn from its prior."""
+
+    temperature: NonNegativeFloat = Field(1.0, description="divides the logits; 0 takes the most probable code")
+    top_k: PositiveInt | None = Field(None, description="draw among the k most probable codes only")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="draw among the most probable codes that together hold this share"
+    )
+
+
+class PriorStageConfig(FrozenModel):
+    """The prior of one level: the model, its training, and how it is sampled."""
+
+    model: PriorConfig = Field(default_factory=TransformerPriorConfig)
+    training: PriorTrainingConfig = Field(default_factory=PriorTrainingConfig, description="its training")
+    sampling: CodeSamplingConfig = Field(default_factory=CodeSamplingConfig, description="how it is sampled")
+
+
+# --- the other stages -----------------------------------------------------------------------------------------------
+
+
+class ExtractionConfig(FrozenModel):
+    """Writing the codes of all images."""
+
+    augmented_epochs: PositiveInt = Field(
+        1, description="times each training image is encoded; from the second on with augmentation"
+    )
+    images_per_shard: PositiveInt = Field(65_536, description="images in one file of codes")
+
+
+class SamplingConfig(FrozenModel):
+    """Samples for the report."""
+
+    samples_per_class: PositiveInt = Field(10, description="images drawn of each class (in all, without classes)")
+
+
+class EvaluationConfig(FrozenModel):
+    """What is measured at the end of a run."""
+
+    generated_per_class: PositiveInt = Field(200, description="images per class for the classification accuracy score")
+    classifier_steps: PositiveInt = Field(400, description="training steps of its classifier")
+    classifier_seeds: PositiveInt = Field(3, description="classifiers trained, whose mean is reported")
+
+
+class RunConfig(FrozenModel):
+    """A whole run, from images to samples."""
+
+    seed: NonNegativeInt = Field(0, description="of everything that is random")
+    chunk_size: PositiveInt = Field(
+        64,
+        description="images in each forward of extraction, evaluation and sampling; results do not depend on it "
+        "but for rounding, and not at all on batch size or number of processes",
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
+        None, description="autocast while training; None leaves it to accelerate's own configuration"
+    )
+    data: DataConfig = Field(default_factory=DigitsConfig)
+    autoencoder: AutoencoderConfig = Field(description="the hierarchy of levels")
+    autoencoder_training: AutoencoderTrainingConfig = Field(
+        default_factory=AutoencoderTrainingConfig, description="stage 1"
+    )
+    extraction: ExtractionConfig = Field(default_factory=ExtractionConfig, description="codes between the stages")
+    priors: dict[str, PriorStageConfig] = Field(default_factory=dict, description="stage 2, by level name")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="samples for the report")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="final measurements")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> RunConfig:
+        if self.data.channels != self.autoencoder.channels:
+            raise ValueError(
+                f"data.channels is {self.data.channels} and autoencoder.channels is {self.autoencoder.channels}; "
+                "set both to the same number"
+            )
+        stride = 1
+        for level in self.autoencoder.levels.values():
+            stride *= level.ratio
+        if min(self.data.size) < stride:
+            raise ValueError(
+                f"data.size {self.data.size[0]}x{self.data.size[1]} is smaller than the coarsest stride {stride} "
+                "(the product of all levels' ratios); take larger images, smaller ratios or fewer levels"
+            )
+        unknown = [name for name in self.priors if name not in self.autoencoder.levels]
+        if unknown:
+            raise ValueError(
+                f"priors names {', '.join(unknown)}, which is not a level; "
+                f"levels are {', '.join(self.autoencoder.levels)}"
+            )
+        return self
+
+    def prior(self, level: str) -> PriorStageConfig:
+        """The prior stage of a level, defaults where the run says nothing of it."""
+        return self.priors.get(level, PriorStageConfig())

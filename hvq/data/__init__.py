@@ -1,0 +1,42 @@
+"""Pictures and codes, from disk to tensors: image sources, the loader, and folders of codes."""
+
+from hvq.data.array import ArrayImages, ImageArray, array_sources, read_image_array
+from hvq.data.augmentation import Augmentation
+from hvq.data.build import build_augmentation, build_sources
+from hvq.data.codes import CodeBatch, CodeFolder, CodesDescription, CodeShardWriter, clear_codes, write_index
+from hvq.data.digits import digit_sources
+from hvq.data.folder import FolderImages, folder_sources
+from hvq.data.loader import SampleKeys, StepSampler, TrainingStream, ordered_batches
+from hvq.data.photos import PhotoCrops, photo_sources
+from hvq.data.sources import UNAUGMENTED, Batch, BatchSource, ImageSource, Sources, TensorImages
+
+__all__ = [
+    "UNAUGMENTED",
+    "ArrayImages",
+    "Augmentation",
+    "Batch",
+    "BatchSource",
+    "CodeBatch",
+    "CodeFolder",
+    "CodeShardWriter",
+    "CodesDescription",
+    "FolderImages",
+    "ImageArray",
+    "ImageSource",
+    "PhotoCrops",
+    "SampleKeys",
+    "Sources",
+    "StepSampler",
+    "TensorImages",
+    "TrainingStream",
+    "array_sources",
+    "build_augmentation",
+    "build_sources",
+    "clear_codes",
+    "digit_sources",
+    "folder_sources",
+    "ordered_batches",
+    "photo_sources",
+    "read_image_array",
+    "write_index",
+]

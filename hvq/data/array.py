@@ -1,0 +1,243 @@
+"""Arrays in safetensors or npz: images as they are, or encoded pictures one behind the other, and labels."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hvq.data.augmentation import Augmentation
+from hvq.data.pictures import READ_ERRORS, convert, decode, fit, to_picture, to_tensor
+from hvq.data.sources import ImageSource, Sources, checked_labels
+from hvq.errors import CheckpointError, DataError
+from hvq.files import read_tensors
+
+
+@dataclass(frozen=True)
+class ImageArray:
+    """What an array file holds, checked.
+
+    Attributes:
+        path: the file.
+        images: uint8 `[N, C, H, W]`, or `None` where pictures are encoded.
+        encoded: encoded pictures, one behind the other, uint8 `[bytes]`; empty where there are `images`.
+        offsets: int64 `[N + 1]`; picture i is `prefix + encoded[offsets[i] : offsets[i + 1]]`.
+        prefix: bytes that all encoded pictures begin with.
+        labels: integers `[N]`, or `None`.
+        classes: names of the classes where the file gives them, or `()`.
+    """
+
+    path: Path
+    images: Tensor | None
+    encoded: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    prefix: bytes
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1 if self.images is None else len(self.images)
+
+
+class ArrayImages(ImageSource):
+    """Images of an array file; encoded pictures are decoded together when the first of them is wanted, and kept.
+
+    Args:
+        array: what the file holds.
+        classes: names of the classes, in the order of labels.
+        size: height and width, in pixels; images of another size are resized to cover it, and cropped at the center.
+        channels: C, 1 for grey or 3 for RGB.
+        augmentation: random changes to images that are fetched with an epoch; none by default.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        array: ImageArray,
+        *,
+        classes: tuple[str, ...] = (),
+        size: tuple[int, int] = (32, 32),
+        channels: int = 3,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(size=size, channels=channels, classes=classes, augmentation=augmentation, seed=seed)
+        self._array = array
+        try:
+            self._labels = checked_labels(array.labels, len(array), len(classes))
+        except DataError as error:
+            raise DataError(f"{array.path}: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    @cached_property
+    def _pixels(self) -> Tensor:
+        given = self._array.images
+        if given is not None and given.shape[1:] == (self.channels, *self.size):
+            return given
+        pixels = torch.empty(len(self), self.channels, *self.size, dtype=torch.uint8)
+        for index in range(len(self)):
+            pixels[index] = self._decoded(index) if given is None else self._converted(given[index])
+        return pixels
+
+    def _converted(self, image: Tensor) -> Tensor:
+        return to_tensor(fit(convert(to_picture(image), self.channels), self.size))
+
+    def _decoded(self, index: int) -> Tensor:
+        array = self._array
+        start, end = array.offsets[index : index + 2]
+        try:
+            data = array.prefix + array.encoded[start:end].tobytes()
+            return decode(data, size=self.size, channels=self.channels)
+        except READ_ERRORS as error:
+            raise DataError(
+                f"picture {index} of {array.path} cannot be decoded ({error}); write the file anew"
+            ) from None
+
+    def picture(self, index: int, position: tuple[float, float]) -> Tensor:
+        """Image `index`; an array is resized and cropped once, when it is read."""
+        return self._pixels[index]
+
+    def label(self, index: int) -> int:
+        """Index of the class of image `index`; -1 where it is unknown."""
+        return -1 if self._labels is None else int(self._labels[index])
+
+    def name(self, index: int) -> str:
+        """Name of the file, and the row."""
+        return f"{self._array.path.stem}/{index}"
+
+
+def array_sources(
+    train: str | Path,
+    validation: str | Path,
+    *,
+    size: tuple[int, int] = (32, 32),
+    channels: int = 3,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+) -> Sources:
+    """Images of two array files, safetensors or npz.
+
+    A file holds `images`, uint8 `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` with 1 or 3 channels; or, for pictures
+    of any format that Pillow reads, `jpeg_bytes` uint8, `offsets` `[N + 1]`, and where all begin alike `jpeg_prefix`,
+    such that picture i is `jpeg_prefix + jpeg_bytes[offsets[i]:offsets[i + 1]]`. Beside them, `labels` `[N]` if there
+    are any. Names of the classes are a JSON list `classes` in the metadata of a safetensors file, by default "0", "1"
+    and so on.
+
+    Args:
+        train: file with the training images.
+        validation: file with the held-out images.
+        size: height and width, in pixels; images of another size are resized to cover it, and cropped at the center.
+        channels: 1 for grey, 3 for RGB; images are converted.
+        augmentation: random changes to training images; none by default.
+        seed: of the augmentation.
+
+    Raises:
+        DataError: where a file is missing or damaged, or does not hold what is said above.
+    """
+    arrays = [read_image_array(Path(path)) for path in (train, validation)]
+    classes = _common_classes(*arrays)
+    first, second = (
+        ArrayImages(array, classes=classes, size=size, channels=channels, augmentation=changes, seed=seed)
+        for array, changes in zip(arrays, (augmentation, None), strict=True)
+    )
+    return Sources(train=first, validation=second)
+
+
+def _common_classes(train: ImageArray, validation: ImageArray) -> tuple[str, ...]:
+    if train.labels is None or validation.labels is None:
+        if train.labels is not validation.labels:
+            raise DataError(f"{train.path} and {validation.path} must both have labels, or neither; one has none")
+        return ()
+    if train.classes and validation.classes and train.classes != validation.classes:
+        raise DataError(f"{train.path} and {validation.path} must name the same classes; theirs differ")
+    largest = max(int(labels.max()) for labels in (train.labels, validation.labels))
+    return train.classes or validation.classes or tuple(str(label) for label in range(largest + 1))
+
+
+def read_image_array(path: Path) -> ImageArray:
+    """What a safetensors or npz file of images holds, without decoding encoded pictures.
+
+    Raises:
+        DataError: where it is missing or damaged, or does not hold what `array_sources` says.
+    """
+    arrays, classes = _read_safetensors(path) if path.suffix == ".safetensors" else _read_npz(path)
+    labels = arrays.get("labels")
+    if "images" in arrays:
+        images: Tensor | None = _channels_first(arrays["images"], path)
+        encoded, offsets, prefix = np.zeros(0, np.uint8), np.zeros(1, np.int64), b""
+    elif "jpeg_bytes" in arrays and "offsets" in arrays:
+        images = None
+        encoded, offsets, prefix = _checked_encoding(arrays, path)
+    else:
+        found = ", ".join(sorted(arrays)) or "nothing"
+        raise DataError(f"{path} must hold `images`, or `jpeg_bytes` and `offsets`; it holds {found}")
+    array = ImageArray(path, images, encoded, offsets, prefix, labels, classes)
+    if not len(array):
+        raise DataError(f"{path} must hold at least one image; it holds none")
+    return array
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+    try:
+        tensors, metadata = read_tensors(path, "array of images")
+    except CheckpointError as error:
+        raise DataError(str(error)) from None
+    try:
+        classes = json.loads(metadata.get("classes", "[]"))
+    except json.JSONDecodeError:
+        classes = None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise DataError(f"`classes` in the metadata of {path} must be a JSON list of names")
+    return {name: tensor.numpy() for name, tensor in tensors.items()}, tuple(classes)
+
+
+def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+    if path.suffix != ".npz":
+        raise DataError(f"an array of images must be a file .safetensors or .npz; received {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}, ()
+    except FileNotFoundError:
+        raise DataError(f"no array of images at {path}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"array of images at {path} is damaged or is not an npz file of plain arrays: {error}"
+        ) from None
+
+
+def _channels_first(images: NDArray[Any], path: Path) -> Tensor:
+    shapes = "uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
+    if images.dtype == np.uint8 and 0 not in images.shape[1:]:
+        if images.ndim == 3:
+            return torch.from_numpy(images)[:, None]
+        if images.ndim == 4 and images.shape[3] in (1, 3):
+            return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        if images.ndim == 4 and images.shape[1] in (1, 3):
+            return torch.from_numpy(images)
+    raise DataError(f"`images` of {path} must be {shapes}; received {images.dtype} {list(images.shape)}")
+
+
+def _checked_encoding(
+    arrays: dict[str, NDArray[Any]], path: Path
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], bytes]:
+    encoded, offsets = arrays["jpeg_bytes"], arrays["offsets"]
+    prefix = arrays.get("jpeg_prefix", np.zeros(0, np.uint8))
+    if any(part.dtype != np.uint8 or part.ndim != 1 for part in (encoded, prefix)):
+        raise DataError(f"`jpeg_bytes` and `jpeg_prefix` of {path} must be uint8 of one dimension")
+    if offsets.dtype.kind not in "iu" or offsets.ndim != 1 or not len(offsets):
+        raise DataError(f"`offsets` of {path} must be integers [N + 1]; received {offsets.dtype} {list(offsets.shape)}")
+    offsets = offsets.astype(np.int64)
+    if offsets[0] < 0 or offsets[-1] > len(encoded) or (np.diff(offsets) < 0).any():
+        raise DataError(f"`offsets` of {path} must rise from 0 to at most {len(encoded)}, the length of `jpeg_bytes`")
+    return encoded, offsets, prefix.tobytes()

@@ -1,0 +1,63 @@
+"""From configuration to image sources."""
+
+from __future__ import annotations
+
+from hvq.config import ArrayConfig, AugmentationConfig, DataConfig, DigitsConfig, FolderConfig, PhotosConfig
+from hvq.data.array import array_sources
+from hvq.data.augmentation import Augmentation
+from hvq.data.digits import digit_sources
+from hvq.data.folder import folder_sources
+from hvq.data.photos import photo_sources
+from hvq.data.sources import Sources
+
+
+def build_augmentation(config: AugmentationConfig) -> Augmentation:
+    """The augmentation that a configuration describes.
+
+    >>> build_augmentation(AugmentationConfig(flip=True)).flip
+    True
+    """
+    return Augmentation(flip=config.flip, shift=config.shift, rotation=config.rotation, scale=config.scale)
+
+
+def build_sources(config: DataConfig, seed: int = 0) -> Sources:
+    """Training and held-out images that a configuration describes; only the former are ever augmented.
+
+    Args:
+        config: of any kind.
+        seed: of crops and augmentation.
+
+    Raises:
+        DataError: where the images are missing, damaged, or not as the kind of data wants them.
+
+    >>> from hvq.config import DigitsConfig
+    >>> len(build_sources(DigitsConfig(size=(8, 8))).validation)
+    360
+    """
+    augmentation = build_augmentation(config.augmentation)
+    size, channels = config.size, config.channels
+    match config:
+        case DigitsConfig():
+            return digit_sources(size=size, channels=channels, augmentation=augmentation, seed=seed)
+        case PhotosConfig():
+            return photo_sources(
+                size=size,
+                channels=channels,
+                crops_per_photo=config.crops_per_photo,
+                augmentation=augmentation,
+                seed=seed,
+            )
+        case FolderConfig():
+            return folder_sources(
+                config.path,
+                size=size,
+                channels=channels,
+                crop=config.crop,
+                validation_share=config.validation_share,
+                augmentation=augmentation,
+                seed=seed,
+            )
+        case ArrayConfig():
+            return array_sources(
+                config.train, config.validation, size=size, channels=channels, augmentation=augmentation, seed=seed
+            )

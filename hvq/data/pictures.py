@@ -1,0 +1,117 @@
+"""One picture of any shape and mode, as Pillow opens it, to a tensor of the size and channels that are wanted."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for files that are damaged, of no known format, or absurdly large."""
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """A grey (`L`) or RGB picture as uint8 `[C, H, W]`.
+
+    >>> to_tensor(Image.new("RGB", (5, 3))).shape
+    torch.Size([3, 3, 5])
+    """
+    pixels = np.array(picture)
+    return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """The inverse of `to_tensor`: uint8 `[C, H, W]`, with 1 or 3 channels, as a picture."""
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def convert(picture: Image.Image, channels: int) -> Image.Image:
+    """Any mode to grey or RGB: 16 bits are scaled to 8, and what is transparent is laid on white.
+
+    Args:
+        picture: in any mode but `F`, whose range of values is unknown.
+        channels: 1 for grey, 3 for RGB.
+
+    >>> convert(Image.new("RGBA", (2, 2), (0, 0, 0, 0)), 1).getpixel((0, 0))
+    255
+    """
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        # Older Pillow opens 16-bit grey as 32-bit integers; both hold 0 to 65535.
+        values = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    wanted = "L" if channels == 1 else "RGB"
+    return picture if picture.mode == wanted else picture.convert(wanted)
+
+
+def fit(picture: Image.Image, size: tuple[int, int], position: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """Resize until the wanted size is just covered, and crop to it.
+
+    Args:
+        picture: grey or RGB.
+        size: height and width of the result, in pixels.
+        position: where the crop lies vertically and horizontally, from 0 (top, left) to 1 (bottom, right).
+
+    >>> fit(Image.new("L", (13, 7)), (3, 5)).size
+    (5, 3)
+    """
+    height, width = size
+    if picture.size == (width, height):
+        return picture
+    scale = max(height / picture.height, width / picture.width)
+    # The crop lies on whole pixels of the resized picture, so that one that needs no resizing is copied as it is.
+    top, left = (
+        min(int(share * (free + 1)), free) / scale
+        for share, free in zip(
+            position, (round(picture.height * scale) - height, round(picture.width * scale) - width), strict=True
+        )
+    )
+    right, bottom = min(left + width / scale, picture.width), min(top + height / scale, picture.height)
+    return picture.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+
+
+def decode(
+    file: Path | BinaryIO | bytes,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    position: tuple[float, float] = (0.5, 0.5),
+) -> Tensor:
+    """Read an encoded picture, turned as its EXIF data say, converted, and cropped to a size.
+
+    Args:
+        file: a path, an open file, or the bytes themselves.
+        size: height and width of the result, in pixels.
+        channels: 1 for grey, 3 for RGB.
+        position: where the crop lies vertically and horizontally, from 0 (top, left) to 1 (bottom, right).
+
+    Returns:
+        uint8 `[C, H, W]`.
+
+    Raises:
+        OSError, ValueError: as Pillow does (`READ_ERRORS`), for what it cannot read.
+    """
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+        _read_reduced(picture, size)
+        ImageOps.exif_transpose(picture, in_place=True)
+        return to_tensor(fit(convert(picture, channels), size, position))
+
+
+def _read_reduced(picture: Image.Image, size: tuple[int, int]) -> None:
+    """Have JPEG skip detail that resizing would discard; twice the final size is kept, which no eye tells apart."""
+    # Orientation is not known yet, so the scale is that of a square around the size.
+    share = 2 * max(size) / min(picture.size)
+    if share < 1:
+        picture.draft(None, (math.ceil(picture.width * share), math.ceil(picture.height * share)))

@@ -1,0 +1,243 @@
+"""Where images come from, behind one contract: a split with a length, and batches by index and epoch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hvq.data.augmentation import Augmentation
+from hvq.errors import DataError
+from hvq.randomness import uniform
+
+Indices = NDArray[np.int64]
+
+UNAUGMENTED = -1
+"""Stands in `Batch.epochs` for "taken as it is": no augmentation, no crop that changes from epoch to epoch."""
+
+BatchType_co = TypeVar("BatchType_co", covariant=True)
+
+
+class BatchSource(Protocol[BatchType_co]):
+    """What the loader needs of images or codes: how many there are, and any selection of them as one batch."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def fetch(self, indices: Indices, epochs: Indices | None = None) -> BatchType_co:
+        """The samples `indices [B]`, as they are in `epochs [B]`, or as they are without augmentation (`None`)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one micro-batch, and what identifies each of them.
+
+    Attributes:
+        images: uint8 `[B, C, H, W]`, 0 to 255.
+        labels: int64 `[B]`, the index of the class, -1 where it is unknown.
+        indices: int64 `[B]`, the position in the source.
+        epochs: int64 `[B]`, the pass over the source, `UNAUGMENTED` for images taken as they are.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    epochs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def epochs_or_unaugmented(epochs: Indices | None, count: int) -> Indices:
+    """`epochs [B]`, or B times `UNAUGMENTED` for `None`."""
+    return np.full(count, UNAUGMENTED, np.int64) if epochs is None else np.asarray(epochs, np.int64)
+
+
+class ImageSource(ABC):
+    """One split of a data set. A kind of data gives four methods: `__len__`, `picture`, `label` and `name`.
+
+    Whatever is random about an image is a function of (seed, epoch, index): an image is the same alone, in any batch,
+    and in any process.
+
+    Args:
+        size: height and width of the images, in pixels.
+        channels: C, 1 for grey or 3 for RGB.
+        classes: names of the classes, in the order of labels; empty without labels.
+        skipped: names of files that are left out because they cannot be read.
+        augmentation: random changes to images that are fetched with an epoch; none by default.
+        seed: of crops and augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        channels: int,
+        classes: Sequence[str] = (),
+        skipped: Sequence[str] = (),
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.size = size
+        self.channels = channels
+        self.classes = tuple(classes)
+        self.skipped = tuple(skipped)
+        self.augmentation = augmentation or Augmentation()
+        self.seed = seed
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def picture(self, index: int, position: tuple[float, float]) -> Tensor:
+        """Image `index` before augmentation, uint8 `[C, H, W]`.
+
+        Args:
+            index: from 0 to `len(self) - 1`.
+            position: where a crop lies vertically and horizontally, from 0 (top, left) to 1 (bottom, right).
+        """
+
+    @abstractmethod
+    def label(self, index: int) -> int:
+        """Index of the class of image `index`; -1 where it is unknown."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a person calls image `index`, such as its relative path."""
+
+    def positions(self, indices: Indices, epochs: Indices) -> NDArray[np.float64]:
+        """Where each image is cropped, `[B, 2]`, vertically and horizontally; the center, if a kind says nothing else.
+
+        Args:
+            indices: `[B]`.
+            epochs: `[B]`, with `UNAUGMENTED` for images that are always to be the same.
+        """
+        return np.full((len(indices), 2), 0.5)
+
+    def random_positions(self, indices: Indices, epochs: Indices) -> NDArray[np.float64]:
+        """Positions `[B, 2]` in (0, 1) that are a function of (seed, epoch, index)."""
+        drawn = [uniform(self.seed, epochs, indices, purpose) for purpose in ("crop down", "crop right")]
+        return np.stack(drawn, axis=1)
+
+    def image(self, index: int, epoch: int | None = None) -> Tensor:
+        """One image, uint8 `[C, H, W]`: as in `epoch`, or without augmentation and always the same (`None`)."""
+        return self.fetch(np.array([index]), None if epoch is None else np.array([epoch])).images[0]
+
+    def fetch(self, indices: Indices, epochs: Indices | None = None) -> Batch:
+        """Several images as one batch.
+
+        Args:
+            indices: `[B]`, each from 0 to `len(self) - 1`.
+            epochs: `[B]`, the pass over the source that each belongs to; `None` for no augmentation.
+
+        Raises:
+            DataError: where an index is out of range, or an image cannot be read.
+        """
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise DataError(f"image indices go from 0 to {len(self) - 1}; received {indices.min()} to {indices.max()}")
+        passes = epochs_or_unaugmented(epochs, len(indices))
+        images = torch.empty(len(indices), self.channels, *self.size, dtype=torch.uint8)
+        positions = self.positions(indices, passes).tolist()
+        for row, (index, (down, right)) in enumerate(zip(indices.tolist(), positions, strict=True)):
+            images[row] = self.picture(index, (down, right))
+        if epochs is not None:
+            images = self.augmentation(images, seed=self.seed, indices=indices, epochs=passes)
+        labels = torch.tensor([self.label(index) for index in indices.tolist()], dtype=torch.int64)
+        return Batch(images, labels, torch.from_numpy(indices.copy()), torch.from_numpy(passes.copy()))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The two splits of a data set; both have the same classes, channels and size."""
+
+    train: ImageSource
+    validation: ImageSource
+
+
+class TensorImages(ImageSource):
+    """Images that lie in memory, all of one size.
+
+    Args:
+        images: uint8 `[N, C, H, W]`.
+        labels: integers `[N]`; `None` where there are none.
+        classes: names of the classes, in the order of labels.
+        names: what a person calls each image; by default its index.
+        augmentation: random changes to images that are fetched with an epoch; none by default.
+        seed: of the augmentation.
+
+    >>> source = TensorImages(torch.zeros(5, 3, 8, 8, dtype=torch.uint8))
+    >>> source.fetch(np.array([4, 0])).images.shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        *,
+        labels: Sequence[int] | Indices | None = None,
+        classes: Sequence[str] = (),
+        names: Sequence[str] | None = None,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise DataError(f"images must be uint8 [N, C, H, W]; received {images.dtype} {list(images.shape)}")
+        _, channels, height, width = images.shape
+        super().__init__(size=(height, width), channels=channels, classes=classes, augmentation=augmentation, seed=seed)
+        self._images = images
+        self._labels = checked_labels(labels, len(images), len(self.classes))
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def picture(self, index: int, position: tuple[float, float]) -> Tensor:
+        """Image `index`, which needs no crop."""
+        return self._images[index]
+
+    def label(self, index: int) -> int:
+        """Index of the class of image `index`; -1 where it is unknown."""
+        return -1 if self._labels is None else int(self._labels[index])
+
+    def name(self, index: int) -> str:
+        """The name given for image `index`, or the index itself."""
+        return str(index) if self._names is None else self._names[index]
+
+
+def checked_labels(labels: Sequence[int] | Indices | None, images: int, classes: int) -> Indices | None:
+    """Labels as int64 `[N]`, once they are known to fit.
+
+    Args:
+        labels: integers `[N]`, -1 where unknown, or `None`.
+        images: N.
+        classes: number of classes.
+
+    Raises:
+        DataError: where their number is not that of the images, or one names no class.
+
+    >>> checked_labels([0, 1], 2, 2)
+    array([0, 1])
+    """
+    if labels is None:
+        return None
+    values = np.asarray(labels)
+    if values.shape != (images,) or values.dtype.kind not in "iu":
+        raise DataError(
+            f"labels must be {images} integers, one per image; received {values.dtype} {list(values.shape)}"
+        )
+    if images and not -1 <= int(values.min()) <= int(values.max()) < classes:
+        raise DataError(
+            f"labels of {classes} classes go from 0 to {classes - 1}, or are -1 where unknown; "
+            f"received {values.min()} to {values.max()}"
+        )
+    return values.astype(np.int64)

@@ -1,0 +1,17 @@
+"""What a user can cause: recipes print it as one sentence, without a traceback, and exit with a code other than 0."""
+
+
+class HVQError(ValueError):
+    """Base of every error that a user can cause; its text says what was expected, what came, and the way out."""
+
+
+class ConfigurationError(HVQError):
+    """A configuration field that is unknown, malformed, or at odds with another one."""
+
+
+class DataError(HVQError):
+    """Images, labels or codes that are missing, unreadable, or not what the model was made for."""
+
+
+class CheckpointError(HVQError):
+    """A model folder, code folder or training checkpoint that is missing, damaged, or of another model."""

@@ -1,0 +1,255 @@
+"""Everything that is measured of a run, into `metrics.json` and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hvq.chunks import map_chunks
+from hvq.config import RunConfig
+from hvq.data import Batch, CodeFolder, ImageSource, Sources, build_sources, ordered_batches
+from hvq.data.pixels import bytes_to_model, bytes_to_unit, model_to_unit, unit_to_bytes
+from hvq.distributed import Reduction, current_reduction
+from hvq.evaluation.classification import classification_accuracy
+from hvq.evaluation.code_usage import CodeUsage
+from hvq.evaluation.copies import copy_share
+from hvq.evaluation.reconstruction import ReconstructionMetrics
+from hvq.evaluation.samples import class_labels, draw_samples
+from hvq.priors.likelihood import nats_per_code
+from hvq.storage import Hierarchy, RunFolder, encoder_hash, load_hierarchy, require_channels
+
+Numbers = dict[str, Any]
+
+# Real images that the classifier learns from and copies are looked for in; the first ones, where there are more.
+_MOST_REAL_IMAGES = 10_000
+
+
+def evaluate(config: RunConfig, run: RunFolder, *, accelerator: Accelerator, sources: Sources | None = None) -> Numbers:
+    """Measure what a run has: reconstruction, codes, priors, and the classification accuracy score.
+
+    Args:
+        config: of the run.
+        run: where everything lies; `metrics.json` there is brought up to date.
+        accelerator: of the processes, which share the work; the numbers do not depend on how many they are.
+        sources: the images; those of `config.data` by default.
+
+    Returns:
+        All numbers of `metrics.json`.
+
+    Raises:
+        CheckpointError: where a model or codes are missing, damaged, or do not belong together.
+    """
+    sources = sources or build_sources(config.data, config.seed)
+    hierarchy = load_hierarchy(run).to(accelerator.device)
+    require_channels(hierarchy.channels, sources.validation.channels)
+    reduction = current_reduction()
+    numbers = measure_reconstruction(config, hierarchy, sources.validation, reduction)
+    if hierarchy.priors:
+        numbers |= measure_priors(config, run, hierarchy, reduction)
+    if hierarchy.classes and set(hierarchy.priors) == set(hierarchy.autoencoder.level_names):
+        error = numbers["reconstruction"]["mse"]
+        score, about = measure_samples(config, run, hierarchy, sources, error, reduction)
+        numbers["classification_accuracy_score"] = score
+        numbers["about"]["classification_accuracy_score"] = about
+    if reduction.rank == 0:
+        run.update_metrics(numbers)
+    accelerator.wait_for_everyone()
+    return run.metrics()
+
+
+@torch.no_grad()
+def encode_and_restore(hierarchy: Hierarchy, images: Tensor, chunk_size: int) -> dict[str, Tensor]:
+    """Codes, reconstruction, and reconstructions with each level absent, of uint8 images `[B, C, H, W]`.
+
+    Returns:
+        `codes.<level>`, `images`, and `absent.<level>`, the images in [0, 1], on the models' device.
+    """
+    model = hierarchy.autoencoder
+    device = next(model.parameters()).device
+    size = images.shape[2:]
+
+    def forward(part: dict[str, Tensor]) -> dict[str, Tensor]:
+        codes = model.encode(bytes_to_model(part["images"].to(device)))
+        results = {f"codes.{name}": code for name, code in codes.items()}
+        results["images"] = model_to_unit(model.decode(codes, size=size))
+        for name in model.level_names:
+            results[f"absent.{name}"] = model_to_unit(model.decode(codes, size=size, absent=(name,)))
+        return results
+
+    parts = list(map_chunks(forward, {"images": images}, chunk_size))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def measure_reconstruction(
+    config: RunConfig, hierarchy: Hierarchy, source: ImageSource, reduction: Reduction
+) -> Numbers:
+    """MSE, PSNR, SSIM over a split; usage, perplexity, and error without it, of each level."""
+    device = next(hierarchy.autoencoder.parameters()).device
+    names = hierarchy.autoencoder.level_names
+    metrics = ReconstructionMetrics().to(device)
+    sizes = {name: quantizer.codebook_size for name, quantizer in hierarchy.autoencoder.quantizers.items()}
+    usage = {name: CodeUsage(codebook_size=size).to(device) for name, size in sizes.items()}
+    absent = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in names}
+    for batch in _share(source, config, reduction):
+        images = bytes_to_unit(batch.images.to(device))
+        restored = encode_and_restore(hierarchy, batch.images, config.chunk_size)
+        metrics.update(images, restored["images"])
+        for name in names:
+            usage[name].update(restored[f"codes.{name}"])
+            squared = (restored[f"absent.{name}"] - images).double().square().sum()
+            absent[name] += torch.stack([squared, squared.new_tensor(images.numel())])
+    levels: Numbers = {}
+    for name, level in hierarchy.autoencoder.levels.items():
+        histogram = usage[name].compute()
+        squared_sum, count = reduction.sum(absent[name]).tolist()
+        levels[name] = {
+            "usage": float(histogram.usage),
+            "perplexity": float(histogram.perplexity),
+            "absent_mse": squared_sum / count,
+            "absent_stand_in": "mean codebook vector" if level.absent is None else "learned vector",
+        }
+    height, width = source.size
+    about = {
+        **{f"reconstruction.{name}": text for name, text in metrics.about().items()},
+        "split": f"{len(source)} held-out images, {height}x{width}, {hierarchy.channels} channel(s), pixels in [0, 1]",
+        "levels": "usage: share of codes that occur in the held-out split; perplexity: exp of the entropy of their "
+        "histogram over it; absent_mse: error on [0, 1] with that level alone replaced by its stand-in",
+    }
+    return {"reconstruction": metrics.compute(), "levels": levels, "about": about}
+
+
+def measure_priors(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, reduction: Reduction) -> Numbers:
+    """Nats per code of each prior's very weights on held-out codes, beside the unigram entropy."""
+    codes = CodeFolder(run.codes, "validation")
+    codes.require_encoder(encoder_hash(hierarchy.autoencoder))
+    priors: Numbers = {}
+    for name, prior in hierarchy.priors.items():
+        nats = nats_per_code(
+            prior,
+            ordered_batches(codes, chunk_size=config.chunk_size, rank=reduction.rank, processes=reduction.size),
+            name,
+            level_names=codes.level_names,
+            chunk_size=config.chunk_size,
+            reduction=reduction,
+        )
+        priors[name] = {"held_out_nats": nats, "unigram_entropy": codes.entropy(name)}
+    return {"priors": priors}
+
+
+def measure_samples(
+    config: RunConfig,
+    run: RunFolder,
+    hierarchy: Hierarchy,
+    sources: Sources,
+    reconstruction_error: float,
+    reduction: Reduction,
+) -> tuple[Numbers, str]:
+    """The classification accuracy score of samples, reconstructions and real images, and the share of copies.
+
+    Args:
+        config: of the run.
+        run: where everything lies.
+        hierarchy: with a prior for every level.
+        sources: the images.
+        reconstruction_error: held-out mean squared error; nearer than that to a training image, a sample is a copy.
+        reduction: over the processes that share the work.
+
+    Returns:
+        The numbers, and what they mean.
+    """
+    labels = class_labels(len(hierarchy.classes), config.evaluation.generated_per_class)
+    generated = draw_samples(
+        config, hierarchy, labels, reduction=reduction, what="samples for the classification accuracy score"
+    )
+    real = _gathered(sources.train, config, hierarchy, reduction)
+    held_out = _gathered(sources.validation, config, hierarchy, reduction)
+    scores = classification_scores(
+        config,
+        {
+            "generated": (generated.images, torch.tensor(labels)),
+            "reconstructed": (real["restored"], real["labels"]),
+            "real": (real["images"], real["labels"]),
+        },
+        held_out,
+        len(hierarchy.classes),
+        reduction,
+        next(hierarchy.autoencoder.parameters()).device,
+    )
+    copies = copy_share(
+        generated.images, generated.codes, real["images"], _training_codes(run), threshold=reconstruction_error
+    )
+    about = (
+        f"accuracy on {len(held_out['labels'])} held-out real images of a classifier trained for "
+        f"{config.evaluation.classifier_steps} steps on {len(labels)} generated images, on reconstructions of "
+        f"{len(real['labels'])} training images, and on these themselves; mean of "
+        f"{config.evaluation.classifier_seeds} seeds. copies: share of the generated images whose codes equal those "
+        "of a training image, or whose pixels are as near to one as reconstructions are on average "
+        f"(mean squared error on [0, 1] up to {reconstruction_error:.2g})"
+    )
+    return {**scores, "copies": copies.share, "copies_by_codes": copies.by_codes}, about
+
+
+def classification_scores(
+    config: RunConfig,
+    training: dict[str, tuple[Tensor, Tensor]],
+    held_out: dict[str, Tensor],
+    num_classes: int,
+    reduction: Reduction,
+    device: torch.device,
+) -> dict[str, float]:
+    """Mean accuracy over seeds for each set of training images; processes share the classifiers out among them."""
+    seeds = config.evaluation.classifier_seeds
+    jobs = [(name, seed) for name in training for seed in range(seeds)]
+    totals = torch.zeros(len(training), dtype=torch.float64, device=device)
+    for name, seed in jobs[reduction.rank :: reduction.size]:
+        images, labels = training[name]
+        totals[list(training).index(name)] += classification_accuracy(
+            images.to(device),
+            labels.to(device),
+            held_out["images"],
+            held_out["labels"],
+            num_classes=num_classes,
+            steps=config.evaluation.classifier_steps,
+            seed=seed,
+        )
+    return dict(zip(training, (reduction.sum(totals) / seeds).tolist(), strict=True))
+
+
+def _share(source: ImageSource, config: RunConfig, reduction: Reduction) -> Iterator[Batch]:
+    return ordered_batches(
+        source,
+        chunk_size=config.chunk_size,
+        rank=reduction.rank,
+        processes=reduction.size,
+        workers=config.data.workers,
+    )
+
+
+def _gathered(source: ImageSource, config: RunConfig, hierarchy: Hierarchy, reduction: Reduction) -> dict[str, Tensor]:
+    """The first images of a split with their labels and reconstructions, uint8, in order, on every process."""
+    none = torch.zeros(0, dtype=torch.int64)
+    no_images = torch.zeros(0, source.channels, *source.size, dtype=torch.uint8)
+    columns = {"indices": [none], "labels": [none], "images": [no_images], "restored": [no_images]}
+    for batch in _share(source, config, reduction):
+        if int(batch.indices[0]) >= _MOST_REAL_IMAGES:
+            break
+        restored = encode_and_restore(hierarchy, batch.images, config.chunk_size)["images"]
+        values = {"indices": batch.indices, "labels": batch.labels, "images": batch.images}
+        for name, value in (values | {"restored": unit_to_bytes(restored).cpu()}).items():
+            columns[name].append(value)
+    # Through the models' device, since the processes of several GPUs exchange nothing else.
+    device = next(hierarchy.autoencoder.parameters()).device
+    gathered = {name: reduction.concatenate(torch.cat(parts).to(device)).cpu() for name, parts in columns.items()}
+    order = gathered["indices"].argsort()
+    return {name: column[order] for name, column in gathered.items()}
+
+
+def _training_codes(run: RunFolder) -> dict[str, Tensor]:
+    folder = CodeFolder(run.codes, "train")
+    images = min(folder.num_images, _MOST_REAL_IMAGES)
+    rows = torch.arange(len(folder))
+    return folder.fetch(rows[rows % folder.num_images < images].numpy()).codes

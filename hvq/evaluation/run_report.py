@@ -1,0 +1,115 @@
+"""The report of a run folder, from what the stages left there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from hvq.config import RunConfig
+from hvq.data import CodeFolder, ImageSource, Sources
+from hvq.data.pixels import bytes_to_model, unit_to_bytes
+from hvq.evaluation.generation import decode_images
+from hvq.evaluation.pictures import reconstruction_grid, sample_grid, training_curves, usage_histogram
+from hvq.evaluation.report import Picture, write_report
+from hvq.evaluation.samples import TENSORS
+from hvq.storage import Hierarchy, RunFolder, load_hierarchy
+
+_ORIGINALS_SHOWN = 10
+
+
+def write_run_report(config: RunConfig, run: RunFolder, sources: Sources, *, started: float | None = None) -> None:
+    """Draw the pictures of a run, and write its report.
+
+    Args:
+        config: of the run.
+        run: with an autoencoder at least.
+        sources: the images.
+        started: when the whole run began (`time.perf_counter`), for `seconds.total`; by default the total is the sum
+            of the stages.
+    """
+    hierarchy = load_hierarchy(run)
+    pictures = run_pictures(config, run, hierarchy, sources.validation)
+    stages: dict[str, float] = dict(run.metrics().get("seconds", {}))
+    stages.pop("total", None)
+    total = sum(stages.values()) if started is None else time.perf_counter() - started
+    metrics = run.update_metrics({"seconds": {"total": round(total, 3)}})
+    names = hierarchy.autoencoder.level_names
+    stand_ins = {name: metrics.get("levels", {}).get(name, {}).get("absent_stand_in", "") for name in names}
+    write_report(
+        run.path,
+        title=f"{config.data.kind}: {len(names)} level{'s' if len(names) > 1 else ''} of discrete latents",
+        metrics=metrics,
+        pictures=pictures,
+        level_names=names,
+        summary=_summary(config, hierarchy),
+        notes={"reconstructions": _stand_in_note(stand_ins)},
+    )
+
+
+def run_pictures(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, source: ImageSource) -> dict[str, Picture]:
+    """The pictures that a run's files allow: reconstructions, code usage, samples, curves."""
+    names = hierarchy.autoencoder.level_names
+    pictures: dict[str, Picture] = {"reconstructions": _reconstructions(hierarchy, source, config.chunk_size)}
+    if run.codes.exists():
+        codes = CodeFolder(run.codes, "validation")
+        pictures["usage"] = usage_histogram({name: codes.counts(name) for name in names}, names)
+    if (run.samples / TENSORS).exists():
+        samples = load_file(run.samples / TENSORS)
+        labels = samples["labels"] if hierarchy.classes else None
+        pictures["samples"] = sample_grid(samples["images"], labels, hierarchy.classes or None)
+    curves = training_curves(run.lines(), names)
+    return pictures | {f"curves.{stage}": picture for stage, picture in curves.items()}
+
+
+def number_lines(metrics: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The numbers of `metrics.json`, one line each, without the texts.
+
+    >>> number_lines({"reconstruction": {"psnr": 34.5}, "about": {"split": "360 images"}})
+    ['reconstruction.psnr 34.5']
+    """
+    lines: list[str] = []
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            lines += number_lines(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            lines.append(f"{prefix}{name} {value:.5g}")
+    return lines
+
+
+@torch.no_grad()
+def _reconstructions(hierarchy: Hierarchy, source: ImageSource, chunk_size: int) -> Picture:
+    """Held-out originals, and what is left of them from the top level alone, from the top and the next, and so on."""
+    shown = min(_ORIGINALS_SHOWN, len(source))
+    originals = torch.stack([source.image(i) for i in range(shown)])
+    codes = hierarchy.autoencoder.encode(bytes_to_model(originals))
+    names = hierarchy.autoencoder.level_names
+    rows = {
+        " + ".join(names[: i + 1]): unit_to_bytes(
+            decode_images(hierarchy, codes, chunk_size=chunk_size, size=source.size, absent=names[i + 1 :])
+        )
+        for i in range(len(names))
+    }
+    return reconstruction_grid(originals, rows)
+
+
+def _summary(config: RunConfig, hierarchy: Hierarchy) -> str:
+    levels = hierarchy.autoencoder.quantizers
+    parts = [
+        f"{name}: {'x'.join(map(str, hierarchy.grids[name]))} codes of {quantizer.codebook_size}"
+        for name, quantizer in levels.items()
+    ]
+    bits = sum(
+        torch.Size(hierarchy.grids[name]).numel() * (quantizer.codebook_size - 1).bit_length()
+        for name, quantizer in levels.items()
+    )
+    height, width = hierarchy.image_size
+    return f"{height}x{width} images as {'; '.join(parts)}: {bits} bits each."
+
+
+def _stand_in_note(stand_ins: Mapping[str, str]) -> str:
+    texts = [f"{name}: {text}" for name, text in stand_ins.items() if text]
+    return f"Levels that are left out are replaced by a stand-in ({'; '.join(texts)})." if texts else ""

@@ -1,0 +1,148 @@
+"""Files that are whole or absent: written beside, flushed to disk, renamed; read with errors that name the fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hvq.errors import CheckpointError
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Make a file so that a reader sees the old one or the whole new one.
+
+    Args:
+        path: where the file will stand; its folder is made.
+        write: is given the path beside it to write to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(path)
+    try:
+        write(partial)
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Make a folder so that a reader sees the old one or the whole new one, never a mixture.
+
+    Args:
+        path: where the folder will stand; what stood there is removed once the new one is whole.
+        write: is given the empty folder beside it to fill.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = _beside(path), path.with_name(f".{path.name}.{os.getpid()}.old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        write(partial)
+        for file in partial.rglob("*"):
+            _flush(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(partial, path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, whole or not at all; NaN and infinities are refused."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
+
+    write_file(path, write)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from `path`.
+
+    Args:
+        path: the file.
+        what: what it is, for the error ("autoencoder configuration").
+
+    Raises:
+        CheckpointError: where it is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"no {what} at {path}") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{what} at {path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{what} at {path} must be a JSON object; it is a {type(value).__name__}")
+    return value
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with one JSON object in each line; none where there is no file.
+
+    A last line without its line break is left out: whoever wrote it was interrupted.
+
+    Raises:
+        CheckpointError: where another line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [_parse_row(line, path) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+
+
+def _parse_row(line: str, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} holds a line that is not JSON ({error}); mend or remove the file") from None
+    if not isinstance(row, dict):
+        raise CheckpointError(f"each line of {path} must be a JSON object; one is a {type(row).__name__}")
+    return row
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as one safetensors file, whole or not at all; they are copied to the CPU first."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_file(path, lambda partial: save_file(plain, str(partial), metadata=dict(metadata or {}) or None))
+
+
+def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, and its metadata.
+
+    Raises:
+        CheckpointError: where the file is missing, truncated, or not safetensors.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"no {what} at {path}") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{what} at {path} is damaged or is not a safetensors file: {error}") from None

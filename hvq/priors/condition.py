@@ -1,0 +1,118 @@
+"""What a prior is conditioned on, and how that becomes features on the level's grid.
+
+Letters: B batch, `*grid` the level's spatial axes, E channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hvq.errors import DataError
+from hvq.level_names import in_level_order
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All that a prior is told beside the codes that it predicts.
+
+    Attributes:
+        codes: integers `[B, *grid of that level]` of every coarser level, by name.
+        labels: int64 `[B]`, the class; -1, or None for the whole batch, where it is unknown or hidden.
+        features: `[B, F, *any grid]`, a dense map, resized to the level's grid.
+        vector: `[B, V]`, such as a text embedding or attributes.
+    """
+
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
+    features: Tensor | None = None
+    vector: Tensor | None = None
+
+
+class _ContextBlock(nn.Module):
+    """A pre-normalised residual pair of convolutions, in which every position sees its neighbours."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(1, channels),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.layers(features)
+
+
+class ConditionEncoder(nn.Module):
+    """A `Condition` to features `[B, E, *grid]`, one for each position of the level.
+
+    Args:
+        channels: E.
+        coarser: codebook size of every coarser level by name, coarse to fine.
+        num_classes: number of classes; 0 without.
+        blocks: residual blocks of convolutions that read each coarser level.
+        feature_channels: F of a dense feature map; 0 without.
+        vector_size: V of a vector; 0 without.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        coarser: Mapping[str, int],
+        num_classes: int = 0,
+        blocks: int = 2,
+        feature_channels: int = 0,
+        vector_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.coarser = dict(coarser)
+        self.num_classes = num_classes
+        self.embeddings = nn.ModuleDict({name: nn.Embedding(size, channels) for name, size in coarser.items()})
+        self.readers = nn.ModuleDict(
+            {name: nn.Sequential(*(_ContextBlock(channels) for _ in range(blocks))) for name in coarser}
+        )
+        # The last row stands for a class that is unknown.
+        self.classes = nn.Embedding(num_classes + 1, channels)
+        self.dense = nn.Conv2d(feature_channels, channels, 1) if feature_channels else None
+        self.vector = nn.Linear(vector_size, channels) if vector_size else None
+
+    def forward(self, condition: Condition, batch: int, grid: Sequence[int]) -> Tensor:
+        """Features `[B, E, *grid]`.
+
+        Raises:
+            DataError: where the condition lacks what the prior was built for, or a label is out of range.
+        """
+        parts = [self.classes(self._class_rows(condition.labels, batch))[..., None, None]]
+        for name, codes in in_level_order(condition.codes, tuple(self.coarser), "codes of coarser levels").items():
+            embedded = torch.movedim(self.embeddings[name](codes.long()), -1, 1)
+            parts.append(functional.interpolate(self.readers[name](embedded), size=tuple(grid), mode="nearest"))
+        if self.dense is not None:
+            dense = self.dense(_given(condition.features, "a feature map"))
+            parts.append(functional.interpolate(dense, size=tuple(grid), mode="nearest"))
+        if self.vector is not None:
+            parts.append(self.vector(_given(condition.vector, "a vector"))[..., None, None])
+        return sum(parts[1:], start=parts[0].expand(-1, -1, *grid))
+
+    def _class_rows(self, labels: Tensor | None, batch: int) -> Tensor:
+        device = self.classes.weight.device
+        if labels is None:
+            return torch.full((batch,), self.num_classes, dtype=torch.int64, device=device)
+        if not torch.compiler.is_compiling() and labels.numel():
+            low, high = int(labels.min()), int(labels.max())
+            if low < -1 or high >= self.num_classes:
+                known = f"0 .. {self.num_classes - 1}" if self.num_classes else "none, for it was trained without"
+                raise DataError(f"labels must be classes of this prior ({known}), or -1; received {low} .. {high}")
+        return torch.where(labels < 0, self.num_classes, labels)
+
+
+def _given(value: Tensor | None, what: str) -> Tensor:
+    if value is None:
+        raise DataError(f"this prior is conditioned on {what}; the condition has none")
+    return value

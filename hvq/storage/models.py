@@ -1,0 +1,168 @@
+"""Model folders: `model.safetensors` and `config.json`, publishable as they are."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from pydantic import Field, PositiveInt, ValidationError
+from torch import nn
+
+from hvq.autoencoders import Autoencoder, build_autoencoder
+from hvq.config import AutoencoderConfig, CodeSamplingConfig, FrozenModel, PriorConfig
+from hvq.errors import CheckpointError, DataError
+from hvq.files import read_json, read_tensors, write_folder, write_json, write_tensors
+from hvq.priors import Prior, build_prior
+
+FORMAT_VERSION: Literal[1] = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+class AutoencoderDescription(FrozenModel):
+    """`config.json` of an autoencoder."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    autoencoder: AutoencoderConfig
+    image_size: tuple[PositiveInt, PositiveInt]
+    classes: tuple[str, ...] = ()
+
+
+class PriorDescription(FrozenModel):
+    """`config.json` of a prior: all that it takes to build it, and to sample from it with the right autoencoder."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    model: PriorConfig
+    level: str
+    codebook_size: PositiveInt
+    coarser: dict[str, PositiveInt] = Field(description="codebook sizes of the coarser levels, coarse to fine")
+    grid: tuple[PositiveInt, PositiveInt]
+    image_size: tuple[PositiveInt, PositiveInt]
+    classes: tuple[str, ...] = ()
+    encoder_hash: str
+    sampling: CodeSamplingConfig = CodeSamplingConfig()
+    held_out_nats: Annotated[float, Field(ge=0)] | None = None
+
+
+def encoder_hash(model: Autoencoder) -> str:
+    """What ties codes to an autoencoder: a hash over name, type, shape and bytes of the tensors behind `encode`."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.encoding_tensors().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_autoencoder(folder: Path, model: Autoencoder, description: AutoencoderDescription) -> None:
+    """Write an autoencoder's folder, whole or not at all."""
+    _save(folder, model, description)
+
+
+def save_prior(folder: Path, model: Prior, description: PriorDescription) -> None:
+    """Write a prior's folder, whole or not at all."""
+    _save(folder, model, description)
+
+
+def load_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderDescription]:
+    """An autoencoder in evaluation mode, on the CPU, and its description.
+
+    Raises:
+        CheckpointError: where the folder is missing, damaged, or of another format.
+    """
+    description = _read_description(folder, AutoencoderDescription, "autoencoder")
+    model = build_autoencoder(description.autoencoder)
+    _load_weights(model, folder, "autoencoder")
+    return model.eval(), description
+
+
+def load_prior(folder: Path) -> tuple[Prior, PriorDescription]:
+    """A prior in evaluation mode, on the CPU, and its description.
+
+    Raises:
+        CheckpointError: where the folder is missing, damaged, or of another format.
+    """
+    description = _read_description(folder, PriorDescription, "prior")
+    model = build_prior(
+        description.model,
+        codebook_size=description.codebook_size,
+        coarser=description.coarser,
+        num_classes=len(description.classes),
+    )
+    _load_weights(model, folder, "prior")
+    return model.eval(), description
+
+
+def require_channels(expected: int, received: int) -> None:
+    """Refuse images that an autoencoder was not made for.
+
+    Args:
+        expected: C of the autoencoder.
+        received: C of the images.
+
+    Raises:
+        DataError: where they differ.
+    """
+    if expected != received:
+        raise DataError(
+            f"the autoencoder of this run takes images of {expected} channel(s); data.channels gives {received}: use "
+            "the configuration it was trained with, or train another one"
+        )
+
+
+def load_state(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path, what: str) -> None:
+    """Fill a model with tensors, all of them.
+
+    Raises:
+        CheckpointError: which names the first tensor that is missing, unknown, or of another shape.
+    """
+    expected = model.state_dict()
+    fault = None
+    if missing := sorted(expected.keys() - tensors.keys()):
+        fault = f"lacks the tensor {missing[0]}" + f" and {len(missing) - 1} more" * (len(missing) > 1)
+    elif extra := sorted(tensors.keys() - expected.keys()):
+        fault = f"has the unknown tensor {extra[0]}" + f" and {len(extra) - 1} more" * (len(extra) > 1)
+    else:
+        for name, tensor in tensors.items():
+            if tensor.shape != expected[name].shape:
+                shapes = list(tensor.shape), list(expected[name].shape)
+                fault = f"has {name} of shape {shapes[0]}, where its config.json makes {shapes[1]}"
+                break
+    if fault:
+        raise CheckpointError(f"{what} at {where} {fault}; its weights and its config.json do not belong together")
+    model.load_state_dict(tensors)
+
+
+Description = TypeVar("Description", AutoencoderDescription, PriorDescription)
+
+
+def _save(folder: Path, model: nn.Module, description: AutoencoderDescription | PriorDescription) -> None:
+    def write(partial: Path) -> None:
+        write_tensors(partial / WEIGHTS, model.state_dict())
+        write_json(partial / CONFIG, description.model_dump(mode="json"))
+
+    write_folder(folder, write)
+
+
+def _load_weights(model: nn.Module, folder: Path, what: str) -> None:
+    tensors, _ = read_tensors(folder / WEIGHTS, f"{what} weights")
+    load_state(model, tensors, folder, what)
+
+
+def _read_description(folder: Path, kind: type[Description], what: str) -> Description:
+    if not folder.is_dir():
+        raise CheckpointError(f"no {what} in {folder}: train it first, or check the path")
+    content: dict[str, Any] = read_json(folder / CONFIG, f"{what} configuration")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{what} in {folder} has format_version {version}; this version of hvq reads {FORMAT_VERSION}"
+        )
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{what} configuration in {folder}: {where}: {first['msg']}") from None

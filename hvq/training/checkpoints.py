@@ -1,0 +1,137 @@
+"""Training checkpoints: safetensors and JSON, written between optimizer steps, whole or not at all.
+
+What comes next in training is a function of the step number (samples, learning rate, drop-out), so weights, averaged
+weights, codebooks, optimizer moments and that number are everything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvq.config import RunConfig
+from hvq.errors import CheckpointError
+from hvq.files import read_json, read_tensors, write_folder, write_json, write_tensors
+from hvq.storage.models import load_state
+from hvq.training.optimization import Optimization
+
+FORMAT_VERSION = 1
+# Fields that may differ from the run that is resumed: they change what is logged, not what is computed.
+_FREE_FIELDS = {"log_every", "evaluate_every", "checkpoint_every"}
+
+
+class TrainingCheckpoint:
+    """The checkpoint of one stage.
+
+    Args:
+        folder: where it lies.
+        optimization: what is saved and restored.
+        config: of the run; a checkpoint of another configuration is refused.
+        extra: further tensors to keep, such as the best weights so far; filled on loading.
+    """
+
+    def __init__(
+        self, folder: Path, optimization: Optimization, config: RunConfig, extra: dict[str, Tensor] | None = None
+    ) -> None:
+        self.folder = folder
+        self.optimization = optimization
+        self.extra = {} if extra is None else extra
+        self._config = _comparable(config)
+
+    def save(self) -> None:
+        """Write the state after the running step; the main process writes, and all wait for it."""
+        if self.optimization.accelerator.is_main_process:
+            write_folder(self.folder, self._write)
+        self.optimization.accelerator.wait_for_everyone()
+
+    def _write(self, partial: Path) -> None:
+        optimization = self.optimization
+        write_tensors(partial / "model.safetensors", optimization.model.state_dict())
+        write_tensors(partial / "average.safetensors", optimization.average.tensors)
+        write_tensors(partial / "optimizer.safetensors", optimizer_tensors(optimization))
+        write_tensors(partial / "extra.safetensors", self.extra)
+        scaler = optimization.accelerator.scaler
+        state = {
+            "format_version": FORMAT_VERSION,
+            "step": optimization.step_number,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "config": self._config,
+        }
+        write_json(partial / "state.json", state)
+
+    def load_if_present(self) -> bool:
+        """Restore everything; returns whether there was a checkpoint.
+
+        Raises:
+            CheckpointError: where a part is missing or damaged, or belongs to another configuration.
+        """
+        if not self.folder.exists():
+            return False
+        state = read_json(self.folder / "state.json", "training checkpoint")
+        if state.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"training checkpoint in {self.folder} has format_version {state.get('format_version')}; "
+                f"this version of hvq resumes {FORMAT_VERSION}"
+            )
+        if state["config"] != self._config:
+            raise CheckpointError(
+                f"training checkpoint in {self.folder} is of another configuration; resume with the one it was made "
+                "with (config.json of the run folder), or train without --resume"
+            )
+        self._restore(state)
+        return True
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        optimization = self.optimization
+        model, _ = read_tensors(self.folder / "model.safetensors", "training checkpoint")
+        load_state(optimization.model, model, self.folder, "training checkpoint")
+        average, _ = read_tensors(self.folder / "average.safetensors", "training checkpoint")
+        for name, tensor in optimization.average.tensors.items():
+            tensor.copy_(average[name])
+        moments, _ = read_tensors(self.folder / "optimizer.safetensors", "training checkpoint")
+        restore_optimizer(optimization, moments)
+        extra, _ = read_tensors(self.folder / "extra.safetensors", "training checkpoint")
+        self.extra.update(extra)
+        if state["scaler"] is not None and optimization.accelerator.scaler is not None:
+            optimization.accelerator.scaler.load_state_dict(state["scaler"])
+        optimization.step_number = state["step"]
+
+    def remove(self) -> None:
+        """Delete the checkpoint: the stage is done, and its result is written."""
+        if self.folder.exists():
+            write_folder(self.folder, lambda _: None)
+            self.folder.rmdir()
+
+
+def optimizer_tensors(optimization: Optimization) -> dict[str, Tensor]:
+    """The optimizer's state as `<moment>/<parameter name>`."""
+    return {
+        f"{moment}/{name}": torch.as_tensor(value)
+        for name, parameter in optimization.model.named_parameters()
+        for moment, value in optimization.optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(optimization: Optimization, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    parameters = dict(optimization.model.named_parameters())
+    for key, tensor in tensors.items():
+        moment, name = key.split("/", 1)
+        parameter = parameters[name]
+        # AdamW counts its steps in a tensor on the CPU.
+        device = parameter.device if tensor.shape == parameter.shape else tensor.device
+        optimization.optimizer.state[parameter][moment] = tensor.to(device)
+
+
+def _comparable(config: RunConfig) -> dict[str, Any]:
+    plain: dict[str, Any] = config.model_dump(mode="json")
+
+    def without_free(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_free(item) for key, item in value.items() if key not in _FREE_FIELDS}
+        return value
+
+    return {key: without_free(value) for key, value in plain.items()}

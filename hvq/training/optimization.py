@@ -1,0 +1,149 @@
+"""One optimizer step, with the codebooks' beside it: the part that all training loops share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hvq.config import OptimizationConfig
+from hvq.distributed import Reduction, current_reduction
+from hvq.errors import HVQError
+from hvq.quantizers import CodebookStep, Quantizer
+from hvq.randomness import hash_words
+from hvq.training.averages import WeightAverage
+from hvq.training.schedule import learning_rate
+
+BatchType = TypeVar("BatchType")
+Losses = tuple[Tensor, dict[str, Tensor]]
+
+# Steps in a row that may be skipped for a loss or gradient that is not finite before the run gives up.
+_MOST_SKIPPED = 50
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did.
+
+    Attributes:
+        terms: the losses, means over micro-batches and processes.
+        gradient_norm: before clipping.
+        skipped: whether the step was left out, for a gradient that was not finite.
+    """
+
+    terms: dict[str, float]
+    gradient_norm: float
+    skipped: bool
+
+
+class Optimization:
+    """A model in training: optimizer, averaged weights, codebooks, and the processes that share the work.
+
+    Args:
+        model: not wrapped; it is moved to the accelerator's device, and `wrapped` is what to call in training.
+        config: how long and how fast.
+        accelerator: of the run; it prepares model and optimizer alone, since loader and learning rate are functions of
+            the step here.
+        seed: of drop-out.
+        quantizers: by level name, where the model has codebooks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizationConfig,
+        accelerator: Accelerator,
+        *,
+        seed: int,
+        quantizers: dict[str, Quantizer] | None = None,
+    ) -> None:
+        self.model = model.to(accelerator.device)
+        self.config = config
+        self.accelerator = accelerator
+        self.seed = seed
+        self.step_number = 0
+        self.average = WeightAverage(model, decay=config.average_decay)
+        self.reduction: Reduction = current_reduction()
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas
+        )
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        # accelerate has put autocast into the model's own forward, where looks at held-out data would run in it too;
+        # `step` opens it for training alone.
+        accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.codebooks = CodebookStep(quantizers or {}, self.optimizer)
+        self._skipped_in_a_row = 0
+
+    def step(self, micro_batches: Sequence[BatchType], losses: Callable[[BatchType], Losses]) -> StepReport:
+        """One optimizer step over the micro-batches of this process.
+
+        Args:
+            micro_batches: of equal size.
+            losses: the total and its terms for one micro-batch, by calling `wrapped`.
+
+        Raises:
+            HVQError: where the gradient was not finite many times in a row.
+        """
+        self._prepare_step()
+        reports = []
+        for i, batch in enumerate(micro_batches):
+            is_last = i == len(micro_batches) - 1
+            # Gradients cross the network once, with the last micro-batch.
+            with nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    total, terms = losses(batch)
+                self.accelerator.backward(total / len(micro_batches))
+            reports.append({"loss": total.detach(), **terms})
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        agreed, counts = self._agree(reports, norm)
+        self._finish_step(counts)
+        return StepReport(terms=agreed, gradient_norm=float(norm), skipped=not counts)
+
+    def _prepare_step(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step_number)
+        # Drop-out is a function of (seed, step, process), so that resuming needs no generator's state.
+        torch.manual_seed(int(hash_words(self.seed, "step", self.step_number, self.reduction.rank) >> 1))
+        self.optimizer.zero_grad()
+
+    def _agree(self, reports: list[dict[str, Tensor]], norm: Tensor) -> tuple[dict[str, float], bool]:
+        """Mean losses over all processes, and whether the step counts: one decision for all, in one sum."""
+        names = list(reports[0])
+        means = [torch.stack([report[name].double() for report in reports]).mean() for name in names]
+        faults = (~torch.isfinite(torch.stack([norm.double(), *means]))).any().double()
+        summed = self.reduction.sum(torch.stack([faults, *means])).tolist()
+        terms = dict(zip(names, (value / self.reduction.size for value in summed[1:]), strict=True))
+        return terms, summed[0] == 0
+
+    def _finish_step(self, counts: bool) -> None:
+        if counts or self.accelerator.scaler is not None:
+            # With a loss scale, the scaler itself leaves the weights alone where gradients overflowed.
+            self.optimizer.step()
+        if counts:
+            self.codebooks.step(self.reduction)
+            self.average.update(self.step_number)
+        else:
+            self.codebooks.discard()
+            self.optimizer.zero_grad()
+        self._skipped_in_a_row = 0 if counts else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row > _MOST_SKIPPED:
+            raise HVQError(
+                f"the gradient was not finite {self._skipped_in_a_row} steps in a row, up to step {self.step_number}; "
+                "lower learning_rate, or look at the data"
+            )
+        self.step_number += 1
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weights of two and more dimensions decay; biases, norms, codebooks and absent vectors do not."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (decayed if parameter.dim() > 1 and not name.endswith("codebook") else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -1,0 +1,29 @@
+"""Measure what a run has so far, into `metrics.json` and `report.html` in the run folder."""
+
+from command_line import read_command, recipe_parser, run, say
+
+from hvq.data import build_sources
+from hvq.evaluation.evaluate import evaluate
+from hvq.evaluation.run_report import number_lines, write_run_report
+from hvq.storage import RunFolder
+from hvq.training.processes import describe, make_accelerator
+
+
+def main() -> None:
+    """Read the command line, measure, report."""
+    command = read_command(recipe_parser(__doc__))
+    folder = RunFolder(command.run_dir)
+    accelerator = make_accelerator(command.config, folder)
+    sources = build_sources(command.config.data, command.config.seed)
+    say(f"evaluating: {describe(accelerator)}")
+    with folder.timed("evaluation", write=accelerator.is_main_process):
+        numbers = evaluate(command.config, folder, accelerator=accelerator, sources=sources)
+    if accelerator.is_main_process:
+        write_run_report(command.config, folder, sources)
+    for line in number_lines(numbers):
+        say(line)
+    say(f"the report is {folder.report}")
+
+
+if __name__ == "__main__":
+    run(main)

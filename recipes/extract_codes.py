@@ -1,0 +1,21 @@
+"""Between the stages: encode all images with a run's autoencoder, and leave the codes in the run folder as `codes/`."""
+
+from command_line import read_command, recipe_parser, run, say
+
+from hvq.storage import RunFolder
+from hvq.training import extract_codes
+from hvq.training.processes import describe, make_accelerator
+
+
+def main() -> None:
+    """Read the command line, encode, save."""
+    command = read_command(recipe_parser(__doc__))
+    folder = RunFolder(command.run_dir)
+    accelerator = make_accelerator(command.config, folder)
+    say(f"extracting codes: {describe(accelerator)}")
+    with folder.timed("codes", write=accelerator.is_main_process):
+        extract_codes(command.config, folder, accelerator=accelerator)
+
+
+if __name__ == "__main__":
+    run(main)

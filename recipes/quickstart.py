@@ -1,0 +1,52 @@
+"""From pixels to new pixels: all stages in one go, on scanned digits or on whatever the configuration says.
+
+Trains the autoencoder, extracts codes, trains a prior for each level, samples, measures, and writes a report.
+"""
+
+import time
+from pathlib import Path
+
+from command_line import read_command, recipe_parser, run, say
+
+from hvq.data import build_sources
+from hvq.distributed import current_reduction
+from hvq.evaluation.evaluate import evaluate
+from hvq.evaluation.run_report import number_lines, write_run_report
+from hvq.evaluation.samples import sample_run
+from hvq.storage import RunFolder, load_hierarchy
+from hvq.training import extract_codes, fit_autoencoder, fit_prior
+from hvq.training.processes import make_accelerator
+
+RUN_DIR = Path("runs/quickstart")
+CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
+
+
+def main() -> None:
+    """Read the command line, and run every stage."""
+    started = time.perf_counter()
+    command = read_command(recipe_parser(__doc__, run_dir=RUN_DIR, config=CONFIG))
+    config, folder = command.config, RunFolder(command.run_dir)
+    accelerator = make_accelerator(config, folder)
+    is_main = accelerator.is_main_process
+    sources = build_sources(config.data, config.seed)
+    with folder.timed("autoencoder", write=is_main):
+        fit_autoencoder(config, folder, accelerator=accelerator, sources=sources)
+    with folder.timed("codes", write=is_main):
+        extract_codes(config, folder, accelerator=accelerator, sources=sources)
+    for level in config.autoencoder.levels:
+        with folder.timed(f"prior.{level}", write=is_main):
+            fit_prior(config, folder, level, accelerator=accelerator)
+    with folder.timed("samples", write=is_main):
+        hierarchy = load_hierarchy(folder).to(accelerator.device)
+        sample_run(config, folder, hierarchy, reduction=current_reduction())
+    with folder.timed("evaluation", write=is_main):
+        numbers = evaluate(config, folder, accelerator=accelerator, sources=sources)
+    if is_main:
+        write_run_report(config, folder, sources, started=started)
+    for line in number_lines(numbers):
+        say(line)
+    say(f"done in {time.perf_counter() - started:.0f} seconds; open {folder.report}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.runs import TrainedRun
+
+# A machine under load is slow now and then, which is no fault; and a run that failed must fail again.
+settings.register_profile("hvq", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("hvq")
+# Exact comparisons, between processes too, hold on one kind of device and one number of threads.
+os.environ["ACCELERATE_USE_CPU"] = "true"
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A whole run of tiny models, trained once; tests read it, and change copies."""
+    from tests.runs import train_everything
+
+    return train_everything(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def copied_run(trained_run: TrainedRun, tmp_path: Path) -> TrainedRun:
+    """A copy of the trained run, to be changed."""
+    return trained_run.copied(tmp_path / "run")

@@ -1,0 +1,71 @@
+"""Configuration becomes the sources it describes, with the defaults that their functions have."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hvq.config import (
+    ArrayConfig,
+    AugmentationConfig,
+    BaseDataConfig,
+    DataConfig,
+    DigitsConfig,
+    FolderConfig,
+    FrozenModel,
+    PhotosConfig,
+)
+from hvq.data import Augmentation, array_sources, build_sources, digit_sources, folder_sources, photo_sources
+
+BUILDERS: list[tuple[type[FrozenModel], Callable[..., object]]] = [
+    (AugmentationConfig, Augmentation),
+    (DigitsConfig, digit_sources),
+    (PhotosConfig, photo_sources),
+    (FolderConfig, folder_sources),
+    (ArrayConfig, array_sources),
+]
+# Said of the run or the loader, or built from a configuration of its own.
+ELSEWHERE = {"kind", "workers", "augmentation", "seed"}
+
+
+@pytest.mark.parametrize(("config", "builder"), BUILDERS)
+def test_defaults_agree(config: type[FrozenModel], builder: Callable[..., object]) -> None:
+    parameters = inspect.signature(builder).parameters
+    assert set(config.model_fields) - ELSEWHERE == set(parameters) - ELSEWHERE
+    for name, field in config.model_fields.items():
+        if name not in ELSEWHERE and not field.is_required():
+            assert parameters[name].default == field.default, name
+
+
+@pytest.fixture
+def configurations(tmp_path: Path) -> dict[str, DataConfig]:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 13, 17, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels)
+    for index in range(3):
+        Image.fromarray(pixels[index]).save(tmp_path / f"{index}.png")
+    changes, file = AugmentationConfig(shift=3.0), str(tmp_path / "a.npz")
+    return {
+        "digits": DigitsConfig(size=(11, 13), channels=3, augmentation=changes),
+        "photos": PhotosConfig(size=(11, 13), crops_per_photo=2, augmentation=changes),
+        "folder": FolderConfig(size=(11, 13), path=str(tmp_path), augmentation=changes),
+        "array": ArrayConfig(size=(11, 13), train=file, validation=file, augmentation=changes),
+    }
+
+
+@pytest.mark.parametrize("kind", ["digits", "photos", "folder", "array"])
+def test_every_kind_is_built_and_augments_training_images_only(
+    configurations: dict[str, DataConfig], kind: str
+) -> None:
+    config: BaseDataConfig = configurations[kind]
+    train, held_out = (sources := build_sources(configurations[kind], seed=5)).train, sources.validation
+    assert train.size == held_out.size == config.size
+    assert train.image(0, epoch=2).shape == (config.channels, 11, 13)
+    assert (train.image(0, epoch=2) != train.image(0)).any()
+    assert train.augmentation.shift == 3.0
+    assert held_out.augmentation.shift == 0.0
+    assert train.seed == 5

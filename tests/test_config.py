@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from hvq import config as configuration
+from hvq.autoencoders import AutoencoderLoss, ConvolutionalDecoder, ConvolutionalEncoder
+from hvq.config import AutoencoderConfig, LevelConfig, PriorStageConfig, RunConfig
+from hvq.data import Augmentation, array_sources, digit_sources, folder_sources, photo_sources
+from hvq.level_names import default_level_names
+from hvq.priors import SamplingOptions, TransformerPrior
+from hvq.quantizers import VectorQuantizer
+
+# A configuration, what it describes, and how many defaults the two have in common at the least.
+DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
+    (configuration.VectorQuantizerConfig, VectorQuantizer, 3),
+    (configuration.TransformerPriorConfig, TransformerPrior, 5),
+    (configuration.LevelConfig, ConvolutionalEncoder, 2),
+    (configuration.LevelConfig, ConvolutionalDecoder, 2),
+    (configuration.DecoderConfig, ConvolutionalDecoder, 2),
+    (configuration.AutoencoderConfig, ConvolutionalEncoder, 1),
+    (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 3),
+    (configuration.CodeSamplingConfig, SamplingOptions, 3),
+    (configuration.AugmentationConfig, Augmentation, 4),
+    (configuration.DigitsConfig, digit_sources, 2),
+    (configuration.PhotosConfig, photo_sources, 3),
+    (configuration.FolderConfig, folder_sources, 4),
+    (configuration.ArrayConfig, array_sources, 2),
+]
+
+
+MODELS = [
+    value
+    for value in vars(configuration).values()
+    if inspect.isclass(value) and issubclass(value, configuration.FrozenModel)
+]
+
+
+def _levels(*names: str) -> dict[str, LevelConfig]:
+    return {name: LevelConfig(ratio=2) for name in names}
+
+
+def _run(**fields: Any) -> RunConfig:
+    return RunConfig.model_validate({"autoencoder": {"channels": 1, "levels": {"top": {"ratio": 4}}}, **fields})
+
+
+@pytest.mark.parametrize(("config", "described", "shared"), DESCRIBED)
+def test_defaults_are_those_of_the_constructor(
+    config: type[BaseModel], described: Callable[..., Any], shared: int
+) -> None:
+    parameters = inspect.signature(described).parameters
+    # Sections such as `augmentation` are objects on one side and None on the other.
+    plain = {
+        name: field.default
+        for name, field in config.model_fields.items()
+        if name in parameters
+        and parameters[name].default is not inspect.Parameter.empty
+        and not field.is_required()
+        and field.default_factory is None
+    }
+    assert {name: parameters[name].default for name in plain} == plain
+    assert len(plain) >= shared
+
+
+def test_every_configuration_is_frozen_and_refuses_unknown_fields() -> None:
+    run = _run()
+    with pytest.raises(ValidationError):
+        run.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        _run(sede=3)
+    assert len(MODELS) > 10
+    assert all(model.model_config.get("frozen") and model.model_config.get("extra") == "forbid" for model in MODELS)
+
+
+def test_every_field_says_what_it_means() -> None:
+    silent = [
+        f"{model.__name__}.{name}"
+        for model in MODELS
+        for name, field in model.model_fields.items()
+        if name != "kind" and not field.description
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5, 11])
+@given(data=st.data())
+def test_default_level_names_go_coarse_to_fine_whatever_the_order_given(depth: int, data: st.DataObject) -> None:
+    names = default_level_names(depth)
+    shuffled = data.draw(st.permutations(names))
+    assert list(AutoencoderConfig(levels=_levels(*shuffled)).levels) == list(names)
+
+
+def test_eleven_levels_are_ordered_by_number_and_not_by_letters() -> None:
+    names = sorted(f"level{i}" for i in range(11))
+    assert names[2] == "level10"
+    assert list(AutoencoderConfig(levels=_levels(*names)).levels)[-1] == "level10"
+
+
+def test_other_level_names_keep_the_order_of_the_file() -> None:
+    for names in (["coarse", "fine"], ["fine", "coarse"], ["bottom", "top", "extra"], ["bottom"]):
+        assert list(AutoencoderConfig(levels=_levels(*names)).levels) == names
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a/b", "..", "two words", "häh"])
+def test_level_names_that_are_no_folder_names_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="pattern"):
+        AutoencoderConfig(levels=_levels(name))
+
+
+def test_channels_of_data_and_autoencoder_agree() -> None:
+    with pytest.raises(ValidationError, match=r"data.channels is 3 and autoencoder.channels is 1"):
+        _run(data={"kind": "photos"})
+
+
+def test_images_are_at_least_as_large_as_the_coarsest_stride() -> None:
+    levels = {"top": {"ratio": 3}, "bottom": {"ratio": 5}}
+    with pytest.raises(ValidationError, match="14x17 is smaller than the coarsest stride 15"):
+        _run(autoencoder={"channels": 1, "levels": levels}, data={"kind": "digits", "size": [14, 17]})
+    smallest = _run(autoencoder={"channels": 1, "levels": levels}, data={"kind": "digits", "size": [15, 17]})
+    assert smallest.data.size == (15, 17)
+
+
+def test_priors_name_levels() -> None:
+    with pytest.raises(ValidationError, match="priors names bottom, which is not a level; levels are top"):
+        _run(priors={"bottom": {}})
+    run = _run(priors={"top": {"model": {"layers": 7}}})
+    assert run.prior("top").model.layers == 7
+    assert _run().prior("top") == PriorStageConfig()
+
+
+def test_attention_heads_divide_the_width() -> None:
+    with pytest.raises(ValidationError, match="width must be a multiple of heads; received 256 and 3"):
+        _run(priors={"top": {"model": {"heads": 3}}})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        _run(autoencoder_training={"weight_decay": value})
+
+
+def test_a_run_survives_being_written_as_json() -> None:
+    run = _run(priors={"top": {"sampling": {"top_k": 5}}}, data={"kind": "digits", "size": [37, 41]})
+    assert RunConfig.model_validate(json.loads(json.dumps(run.model_dump(mode="json")))) == run

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hvq.errors import CheckpointError
+from hvq.files import read_json, read_tensors, write_file, write_folder, write_json, write_tensors
+
+
+def _fail(path: Path) -> None:
+    if path.is_dir():
+        (path / "half.txt").write_text("half")
+    else:
+        path.write_text("half")
+    raise RuntimeError("interrupted")
+
+
+def test_a_file_is_made_with_its_folders_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file.txt"
+    write_file(path, lambda partial: partial.write_text("one") and None)
+    assert path.read_text() == "one"
+    assert [found.name for found in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="interrupted"):
+        write_file(path, _fail)
+    assert path.read_text() == "old"
+    assert [found.name for found in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    write_folder(path, lambda partial: (partial / "old.txt").write_text("old") and None)
+    write_folder(path, lambda partial: (partial / "new.txt").write_text("new") and None)
+    assert [found.name for found in path.iterdir()] == ["new.txt"]
+    assert [found.name for found in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_folder_that_fails_leaves_the_old_one_and_no_trace(tmp_path: Path, existed: bool) -> None:
+    path = tmp_path / "model"
+    if existed:
+        write_folder(path, lambda partial: (partial / "old.txt").write_text("old") and None)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        write_folder(path, _fail)
+    assert [str(found.relative_to(tmp_path)) for found in sorted(tmp_path.rglob("*"))] == (
+        ["model", "model/old.txt"] if existed else []
+    )
+
+
+def test_a_folder_whose_renaming_fails_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model"
+    write_folder(path, lambda partial: (partial / "old.txt").write_text("old") and None)
+    rename = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if source.name.endswith(".partial"):
+            raise OSError("disk full")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(path, lambda partial: (partial / "new.txt").write_text("new") and None)
+    assert [found.name for found in path.iterdir()] == ["old.txt"]
+    assert [found.name for found in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.json"
+    write_json(path, {"step": 1})
+    script = (
+        "import os, signal, sys; from pathlib import Path; from hvq.files import write_file\n"
+        "def write(partial):\n"
+        "    partial.write_text('{\"step\"'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_file(Path(sys.argv[1]), write)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode < 0
+    assert read_json(path, "numbers") == {"step": 1}
+
+
+def test_json_comes_back(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None, True], "a": {"häh": "ü"}}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json", "numbers") == value
+    assert list(json.loads((tmp_path / "x.json").read_text())) == ["b", "a"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_json_holds_finite_numbers_only(tmp_path: Path, number: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"loss": number})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(None, "no metrics at"), (b"{", "cannot be read"), (b"\xff", "cannot be read"), (b"[1]", "it is a list")],
+)
+def test_json_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, fault: str) -> None:
+    path = tmp_path / "metrics.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=fault) as raised:
+        read_json(path, "metrics")
+    assert str(path) in str(raised.value)
+
+
+def test_tensors_come_back_bit_for_bit_with_types_and_metadata(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = torch.randn(7, 5)
+    tensors = {
+        "float": base,
+        "transposed": base.T,
+        "view": base[2:4],
+        "half": base.to(torch.bfloat16),
+        "long": torch.tensor([2**62, -3]),
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(base),
+    }
+    path = tmp_path / "deep" / "model.safetensors"
+    write_tensors(path, tensors, {"format": "1"})
+    again, metadata = read_tensors(path, "weights")
+    assert metadata == {"format": "1"}
+    assert set(again) == set(tensors)
+    for name, tensor in tensors.items():
+        assert again[name].dtype == tensor.dtype
+        assert torch.equal(again[name], tensor.detach())
+
+
+def test_tensors_without_metadata_have_none(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x.safetensors", {"x": torch.ones(3)})
+    assert read_tensors(tmp_path / "x.safetensors", "weights")[1] == {}
+
+
+@pytest.mark.parametrize("kept", [0, 5, 40, -1])
+def test_truncated_tensors_are_named(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"x": torch.arange(11)})
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(CheckpointError, match=r"weights at .* damaged or is not a safetensors file"):
+        read_tensors(path, "weights")
+
+
+def test_missing_tensors_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no weights at"):
+        read_tensors(tmp_path / "none.safetensors", "weights")
+    with pytest.raises(CheckpointError, match="weights at"):
+        read_tensors(tmp_path, "weights")
