@@ -14,9 +14,9 @@ help:
 	@echo "make clean        remove .venv and all caches (runs stay)"
 
 .venv/created:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "hvq needs Python 3.11 or later, but $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
-			"name another one, as in: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "hvq needs Python 3.11 or later, which '$(PYTHON)' is not;" \
+			"name one that is, as in: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	@touch $@
 

@@ -84,7 +84,7 @@ def tiny_config(images: Path) -> RunConfig:
             "bottom": {"model": {"width": 8, "layers": 1, "heads": 2, "dropout": 0.2}, "training": prior_training},
         },
         "sampling": {"samples_per_class": 5},
-        "evaluation": {"generated_per_class": 7, "classifier_steps": 5, "classifier_seeds": 2},
+        "evaluation": {"generated_per_class": 7, "classifier_steps": 11, "classifier_seeds": 2},
     }
     return RunConfig.model_validate(fields)
 

@@ -45,8 +45,5 @@ class AutoencoderLoss:
         for level in result.levels.values():
             for name, value in level.losses.items():
                 terms[name] = terms[name] + value if name in terms else value
-        total = sum(
-            (self.weights.get(name, 1.0) * value for name, value in terms.items()),
-            start=images.new_zeros((), dtype=precision),
-        )
+        total = torch.stack([self.weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
         return total, {name: value.detach() for name, value in terms.items()}

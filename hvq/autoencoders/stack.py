@@ -68,7 +68,10 @@ class Autoencoder(nn.Module):
         names = [level.name for level in levels]
         if not names or len(set(names)) < len(names):
             raise ConfigurationError(f"an autoencoder needs at least one level, of different names; received {names}")
-        self.levels = nn.ModuleDict({level.name: level for level in levels})
+        try:
+            self.levels = nn.ModuleDict({level.name: level for level in levels})
+        except KeyError as error:
+            raise ConfigurationError(f"{', '.join(names)} cannot all be names of levels: {error.args[0]}") from None
         self.decoder = decoder
 
     @property
@@ -103,15 +106,16 @@ class Autoencoder(nn.Module):
 
         Args:
             images: `[B, C, H, W]`.
-            kept_levels: int64 `[B]`, the number of coarsest levels that each sample is decoded from (level drop-out);
-                all where None. Every level is quantized and counted all the same.
+            kept_levels: int64 `[B]`, 1 or more, the number of coarsest levels that each sample is decoded from (level
+                drop-out); all where None. Every level is quantized and counted all the same.
         """
-        results, context = self._quantize(images, kept_levels)
+        results, contexts = self._quantize(images)
+        context = contexts[-1] if kept_levels is None else self._context_of_kept(results, contexts[0], kept_levels)
         return AutoencoderResult(self._crop(self.decoder(context), images.shape[2:]), results)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Codes of images, by level name, coarse to fine."""
-        return {name: result.codes for name, result in self._quantize(images, None)[0].items()}
+        return {name: result.codes for name, result in self._quantize(images)[0].items()}
 
     def decode(
         self, codes: Mapping[str, Tensor], size: Sequence[int] | None = None, absent: Collection[str] = ()
@@ -179,21 +183,29 @@ class Autoencoder(nn.Module):
             features[level.name] = current
         return features
 
-    def _quantize(self, images: Tensor, kept_levels: Tensor | None) -> tuple[dict[str, QuantizerResult], Tensor]:
+    def _quantize(self, images: Tensor) -> tuple[dict[str, QuantizerResult], list[Tensor]]:
+        """The quantizer's result of each level, and the context that each gives to what comes next."""
         features = self._features(self._pad(images))
         results: dict[str, QuantizerResult] = {}
+        contexts: list[Tensor] = []
         context: Tensor | None = None
-        for i, level in enumerate(self._stack()):
+        for level in self._stack():
             latents = level.latents(features[level.name], context)
             mask = self._inside(level.name, latents.shape[2:], images.shape[2:], latents.device)
-            result = level.quantizer(latents, mask)
-            results[level.name] = result
-            vectors = result.vectors
-            if kept_levels is not None and level.absent is not None:
-                vectors = level.mask_absent(vectors, kept_levels > i)
+            results[level.name] = level.quantizer(latents, mask)
+            context = level.decode(results[level.name].vectors, context)
+            contexts.append(context)
+        return results, contexts
+
+    def _context_of_kept(self, results: Mapping[str, QuantizerResult], context: Tensor, kept_levels: Tensor) -> Tensor:
+        """What the image decoder is told where finer levels are absent, from the coarsest level's context on.
+
+        A walk of its own: the codes of a level stay those that `encode` gives, whatever is absent above it.
+        """
+        for i, level in enumerate(self._stack()[1:], start=1):
+            vectors = level.mask_absent(results[level.name].vectors, kept_levels > i)
             context = level.decode(vectors, context)
-        assert context is not None, "a stack has at least one level"
-        return results, context
+        return context
 
     def _inside(self, name: str, grid: Sequence[int], size: Sequence[int], device: torch.device) -> Tensor | None:
         """bool `[*grid]`, positions that see at least one pixel of the image; None where all do."""

@@ -22,6 +22,8 @@ class Prior(nn.Module, ABC):
     """
 
     codebook_size: int
+    # Codebook size of every coarser level that it is conditioned on, by name, coarse to fine.
+    coarser: dict[str, int]
 
     @abstractmethod
     def forward(self, codes: Tensor, condition: Condition) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvq.errors import DataError
+from hvq.errors import ConfigurationError, DataError
 from hvq.level_names import in_level_order
 
 
@@ -33,16 +33,20 @@ class Condition:
     vector: Tensor | None = None
 
 
+_CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
 class _ContextBlock(nn.Module):
     """A pre-normalised residual pair of convolutions, in which every position sees its neighbours."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, spatial_dims: int) -> None:
         super().__init__()
+        convolution = _CONVOLUTIONS[spatial_dims]
         self.layers = nn.Sequential(
             nn.GroupNorm(1, channels),
-            nn.Conv2d(channels, channels, 3, padding=1),
+            convolution(channels, channels, 3, padding=1),
             nn.GELU(),
-            nn.Conv2d(channels, channels, 1),
+            convolution(channels, channels, 1),
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -59,6 +63,7 @@ class ConditionEncoder(nn.Module):
         blocks: residual blocks of convolutions that read each coarser level.
         feature_channels: F of a dense feature map; 0 without.
         vector_size: V of a vector; 0 without.
+        spatial_dims: axes of the grid, 1, 2 or 3.
     """
 
     def __init__(
@@ -70,34 +75,39 @@ class ConditionEncoder(nn.Module):
         blocks: int = 2,
         feature_channels: int = 0,
         vector_size: int = 0,
+        spatial_dims: int = 2,
     ) -> None:
         super().__init__()
+        if spatial_dims not in _CONVOLUTIONS:
+            raise ConfigurationError(f"spatial_dims must be 1, 2 or 3; received {spatial_dims}")
         self.coarser = dict(coarser)
         self.num_classes = num_classes
         self.embeddings = nn.ModuleDict({name: nn.Embedding(size, channels) for name, size in coarser.items()})
         self.readers = nn.ModuleDict(
-            {name: nn.Sequential(*(_ContextBlock(channels) for _ in range(blocks))) for name in coarser}
+            {name: nn.Sequential(*(_ContextBlock(channels, spatial_dims) for _ in range(blocks))) for name in coarser}
         )
         # The last row stands for a class that is unknown.
         self.classes = nn.Embedding(num_classes + 1, channels)
-        self.dense = nn.Conv2d(feature_channels, channels, 1) if feature_channels else None
+        self.dense = _CONVOLUTIONS[spatial_dims](feature_channels, channels, 1) if feature_channels else None
         self.vector = nn.Linear(vector_size, channels) if vector_size else None
 
     def forward(self, condition: Condition, batch: int, grid: Sequence[int]) -> Tensor:
         """Features `[B, E, *grid]`.
 
         Raises:
-            DataError: where the condition lacks what the prior was built for, or a label is out of range.
+            DataError: where the condition is not what the prior was built for, or a label is out of range.
         """
-        parts = [self.classes(self._class_rows(condition.labels, batch))[..., None, None]]
+        _check_presence(condition.features, self.dense, "a feature map")
+        _check_presence(condition.vector, self.vector, "a vector")
+        everywhere = (batch, -1, *(1 for _ in grid))
+        parts = [self.classes(self._class_rows(condition.labels, batch)).view(everywhere)]
         for name, codes in in_level_order(condition.codes, tuple(self.coarser), "codes of coarser levels").items():
             embedded = torch.movedim(self.embeddings[name](codes.long()), -1, 1)
             parts.append(functional.interpolate(self.readers[name](embedded), size=tuple(grid), mode="nearest"))
         if self.dense is not None:
-            dense = self.dense(_given(condition.features, "a feature map"))
-            parts.append(functional.interpolate(dense, size=tuple(grid), mode="nearest"))
+            parts.append(functional.interpolate(self.dense(condition.features), size=tuple(grid), mode="nearest"))
         if self.vector is not None:
-            parts.append(self.vector(_given(condition.vector, "a vector"))[..., None, None])
+            parts.append(self.vector(condition.vector).view(everywhere))
         return sum(parts[1:], start=parts[0].expand(-1, -1, *grid))
 
     def _class_rows(self, labels: Tensor | None, batch: int) -> Tensor:
@@ -112,7 +122,8 @@ class ConditionEncoder(nn.Module):
         return torch.where(labels < 0, self.num_classes, labels)
 
 
-def _given(value: Tensor | None, what: str) -> Tensor:
-    if value is None:
+def _check_presence(value: Tensor | None, reader: nn.Module | None, what: str) -> None:
+    if value is None and reader is not None:
         raise DataError(f"this prior is conditioned on {what}; the condition has none")
-    return value
+    if value is not None and reader is None:
+        raise DataError(f"the condition has {what}; this prior was built without")

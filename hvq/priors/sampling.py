@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hvq.errors import ConfigurationError
+from hvq.errors import ConfigurationError, DataError
 from hvq.level_names import in_level_order
 from hvq.priors.base import Prior
 from hvq.priors.condition import Condition
@@ -131,7 +131,7 @@ def sample_hierarchy(
     Models run on chunks of one size, the last one filled up, so that a sample is the same whatever else is drawn.
 
     Args:
-        priors: by level name, coarse to fine, in evaluation mode.
+        priors: by level name, in any order, in evaluation mode.
         grids: (h, w) of each level.
         samples: numbers of the samples; sample i depends on (seed, i) and its label alone.
         labels: a class for each sample, -1 for none.
@@ -141,11 +141,17 @@ def sample_hierarchy(
         after_position: called after each position of each chunk, for a progress bar.
 
     Returns:
-        int64 `[n, h, w]` on the CPU, by level name.
+        int64 `[n, h, w]` on the CPU, by level name, coarse to fine.
+
+    Raises:
+        DataError: where samples and labels differ in number, a label is out of range, or options name no level.
     """
-    grids = in_level_order(grids, tuple(priors), "grids")
+    # A level is drawn once all that its prior is conditioned on has been.
+    names = sorted(priors, key=lambda name: len(priors[name].coarser))
+    priors, grids = {name: priors[name] for name in names}, in_level_order(grids, names, "grids")
     numbers = np.asarray(samples, np.int64)
     classes = np.full(len(numbers), -1) if labels is None else np.asarray(labels, np.int64)
+    _check_request(names, len(numbers), len(classes), options or {})
     chunks = [
         _sample_chunk(
             priors,
@@ -160,6 +166,14 @@ def sample_hierarchy(
     ]
     empty = {name: torch.zeros(0, *grid, dtype=torch.int64) for name, grid in grids.items()}
     return {name: torch.cat([empty[name], *(chunk[name] for chunk in chunks)])[: len(numbers)] for name in grids}
+
+
+def _check_request(names: Sequence[str], samples: int, labels: int, options: Mapping[str, SamplingOptions]) -> None:
+    if samples != labels:
+        raise DataError(f"each sample takes one label, -1 for none; received {samples} samples and {labels} labels")
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise DataError(f"options name {', '.join(unknown)}; the levels are {', '.join(names)}")
 
 
 def _filled(values: NDArray[np.int64], length: int) -> NDArray[np.int64]:

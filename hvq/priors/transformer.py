@@ -88,9 +88,10 @@ class _Block(nn.Module):
 
 
 class TransformerPrior(Prior):
-    """A causal transformer with 2-D positions, conditioned on coarser levels and on the class.
+    """A causal transformer with positions on the grid, conditioned on coarser levels and on the class.
 
-    Position t is given the code of position t - 1, its row and column, and the features of the condition there.
+    Position t is given the code of position t - 1, where it stands on the grid (its row and column), and the features of
+    the condition there.
 
     Args:
         codebook_size: K of this level.
@@ -103,6 +104,7 @@ class TransformerPrior(Prior):
         context_blocks: residual blocks of convolutions that read each coarser level.
         feature_channels: channels of a dense feature map in the condition; 0 without.
         vector_size: length of a vector in the condition; 0 without.
+        spatial_dims: axes of the grid, 1, 2 or 3.
 
     >>> prior = TransformerPrior(codebook_size=7, coarser={"top": 5}, width=16, layers=1, heads=2)
     >>> condition = Condition(codes={"top": torch.zeros(2, 2, 3, dtype=torch.int64)})
@@ -123,21 +125,24 @@ class TransformerPrior(Prior):
         context_blocks: int = 2,
         feature_channels: int = 0,
         vector_size: int = 0,
+        spatial_dims: int = 2,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ConfigurationError(f"width must be a multiple of heads; received {width} and {heads}")
         self.codebook_size = codebook_size
+        self.coarser = dict(coarser or {})
         # The last row stands before the first position.
         self.embedding = nn.Embedding(codebook_size + 1, width)
         self.positions = nn.Linear(width, width)
         self.condition = ConditionEncoder(
             channels=width,
-            coarser=coarser or {},
+            coarser=self.coarser,
             num_classes=num_classes,
             blocks=context_blocks,
             feature_channels=feature_channels,
             vector_size=vector_size,
+            spatial_dims=spatial_dims,
         )
         self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, codebook_size))

@@ -1,0 +1,125 @@
+"""The numbers of a run, against plain computations from what the run holds."""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+from collections import Counter
+from contextlib import redirect_stdout
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hvq import HierarchicalVQ
+from hvq.data import CodeFolder
+from hvq.errors import CheckpointError, DataError
+from hvq.evaluation.evaluate import evaluate
+from hvq.storage import load_prior
+from hvq.training.processes import make_accelerator
+from tests.runs import HELD_OUT_IMAGES, TrainedRun, changed, files_below
+
+
+@pytest.fixture(scope="module")
+def numbers(trained_run: TrainedRun) -> dict[str, Any]:
+    return trained_run.run.metrics()
+
+
+@pytest.fixture(scope="module")
+def images(trained_run: TrainedRun) -> Tensor:
+    source = trained_run.sources.validation
+    return torch.stack([source.image(i) for i in range(HELD_OUT_IMAGES)]).float() / 255
+
+
+@pytest.fixture(scope="module")
+def system(trained_run: TrainedRun) -> HierarchicalVQ:
+    return HierarchicalVQ.from_pretrained(trained_run.run.path, chunk_size=7)
+
+
+def _evaluate(run: TrainedRun, **changes: Any) -> dict[str, Any]:
+    config = changed(run.config, **changes)
+    with redirect_stdout(io.StringIO()):
+        return evaluate(config, run.run, accelerator=make_accelerator(config, run.run))
+
+
+def test_reconstruction(numbers: dict[str, Any], system: HierarchicalVQ, images: Tensor) -> None:
+    errors = (system.reconstruct(images) - images).double().square().mean(dim=(1, 2, 3))
+    found = numbers["reconstruction"]
+    assert found["mse"] == pytest.approx(float(errors.mean()), rel=1e-9)
+    assert found["psnr"] == pytest.approx(float((-10 * errors.log10()).mean()), rel=1e-9)
+    assert -1 <= found["ssim"] <= 1
+
+
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_levels(numbers: dict[str, Any], system: HierarchicalVQ, images: Tensor, level: str) -> None:
+    codes = system.encode(images)[level]
+    counts = Counter(codes.flatten().tolist())
+    entropy = -sum(n / codes.numel() * math.log(n / codes.numel()) for n in counts.values())
+    found = numbers["levels"][level]
+    assert found["usage"] == len(counts) / {"top": 11, "bottom": 13}[level]
+    assert found["perplexity"] == pytest.approx(math.exp(entropy))
+    without = (system.reconstruct(images, absent=[level]) - images).double().square().mean()
+    assert found["absent_mse"] == pytest.approx(float(without), rel=1e-9)
+    assert found["absent_stand_in"] == ("mean codebook vector" if level == "top" else "learned vector")
+
+
+@pytest.mark.parametrize("level", ["top", "bottom"])
+def test_priors(numbers: dict[str, Any], trained_run: TrainedRun, level: str) -> None:
+    _, description = load_prior(trained_run.run.prior(level))
+    found = numbers["priors"][level]
+    assert found["held_out_nats"] == description.held_out_nats
+    assert found["unigram_entropy"] == CodeFolder(trained_run.run.codes, "validation").entropy(level)
+
+
+def test_samples_and_what_the_numbers_mean(numbers: dict[str, Any]) -> None:
+    score = numbers["classification_accuracy_score"]
+    assert {"generated", "reconstructed", "real", "copies"} <= score.keys()
+    assert all(0 <= value <= 1 for value in score.values())
+    held_out_correct = score["real"] * HELD_OUT_IMAGES * 2
+    assert held_out_correct == pytest.approx(round(held_out_correct))
+    about = numbers["about"]
+    assert f"{HELD_OUT_IMAGES} held-out images, 16x16, 1 channel(s), pixels in [0, 1]" in about["split"]
+    assert "21 generated images" in about["classification_accuracy_score"]
+
+
+def test_numbers_do_not_depend_on_the_chunk_size(numbers: dict[str, Any], copied_run: TrainedRun) -> None:
+    for chunk_size in (4, 64):
+        again = _evaluate(copied_run, chunk_size=chunk_size)
+        for part in ("reconstruction", "levels", "priors"):
+            assert _flat(again[part]) == pytest.approx(_flat(numbers[part]), rel=1e-6)
+
+
+def _flat(tree: dict[str, Any]) -> dict[str, float]:
+    """The numbers of nested mappings, by dotted path."""
+    inner = {
+        f"{name}.{path}": number
+        for name, value in tree.items()
+        if isinstance(value, dict)
+        for path, number in _flat(value).items()
+    }
+    return inner | {name: value for name, value in tree.items() if isinstance(value, int | float)}
+
+
+def test_a_run_is_measured_as_far_as_it_is(copied_run: TrainedRun) -> None:
+    run = copied_run.run
+    run.metrics_file.unlink()
+    shutil.rmtree(run.prior("bottom"))
+    numbers = _evaluate(copied_run)
+    assert sorted(numbers) == ["about", "levels", "priors", "reconstruction"]
+    assert list(numbers["priors"]) == ["top"]
+    run.metrics_file.unlink()
+    shutil.rmtree(run.path / "priors")
+    shutil.rmtree(run.codes)
+    assert sorted(_evaluate(copied_run)) == ["about", "levels", "reconstruction"]
+
+
+def test_what_does_not_belong_together_is_refused(copied_run: TrainedRun) -> None:
+    before = files_below(copied_run.run.path)
+    with pytest.raises(DataError, match=r"takes images of 1 channel\(s\); data.channels gives 3"):
+        _evaluate(copied_run, data__channels=3, autoencoder__channels=3)
+    assert files_below(copied_run.run.path) == before
+    shutil.rmtree(copied_run.run.codes)
+    with pytest.raises(CheckpointError, match="no complete codes"):
+        _evaluate(copied_run)

@@ -1,0 +1,77 @@
+"""What the README says is run: its Python, on a run that its first command made (with fewer steps)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FEWER_STEPS = [
+    "data.workers=0",
+    "autoencoder_training.steps=3",
+    "extraction.augmented_epochs=1",
+    "priors.top.training.steps=2",
+    "priors.bottom.training.steps=2",
+    "sampling.samples_per_class=2",
+    "evaluation.generated_per_class=3",
+    "evaluation.classifier_steps=3",
+    "evaluation.classifier_seeds=1",
+]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder in which `recipes/quickstart.py` was run, and what it printed."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    command = [sys.executable, str(ROOT / "recipes" / "quickstart.py"), *FEWER_STEPS]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.split("\n")[2][:40])
+def test_python_of_the_readme_runs_and_asserts(
+    block: str, quickstart: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "assert " in block
+    monkeypatch.chdir(quickstart[0])
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_readme_loads_a_run_in_twenty_lines() -> None:
+    block = next(block for block in python_blocks() if "from_pretrained" in block)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 20
+
+
+def test_quickstart_leaves_a_report_that_needs_no_network_and_all_numbers(quickstart: tuple[Path, str]) -> None:
+    run = quickstart[0] / "runs" / "quickstart"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 5
+    assert not re.search(r"""(src|href)=["']?https?:""", page)
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["reconstruction"].keys() >= {"mse", "psnr", "ssim"}
+    for level in ("top", "bottom"):
+        assert metrics["levels"][level].keys() >= {"usage", "perplexity", "absent_mse"}
+        assert metrics["priors"][level].keys() >= {"held_out_nats", "unigram_entropy"}
+    assert metrics["classification_accuracy_score"].keys() >= {"generated", "reconstructed", "real", "copies"}
+    assert metrics["seconds"]["total"] > 0
+    assert "1 process on cpu" in quickstart[1] or "1 process on cuda" in quickstart[1]
+
+
+def test_every_recipe_and_preset_that_the_readme_names_is_there() -> None:
+    scripts = set(re.findall(r"recipes/[\w/-]+\.(?:py|yaml)", README))
+    assert scripts
+    assert all((ROOT / script).exists() for script in scripts)
+    table = re.findall(r"^\| `?([\w-]+)`?(?:, `([\w-]+)`)? \| [\d, ]+ \|", README, flags=re.MULTILINE)
+    presets = {name for row in table for name in row if name}
+    assert presets == {path.stem for path in (ROOT / "recipes" / "configs").glob("*.yaml")}
