@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -29,3 +30,9 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 def copied_run(trained_run: TrainedRun, tmp_path: Path) -> TrainedRun:
     """A copy of the trained run, to be changed."""
     return trained_run.copied(tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Tests may draw from torch's global generator and still see the same numbers every time, in any order."""
+    torch.manual_seed(0)

@@ -90,8 +90,8 @@ class _Block(nn.Module):
 class TransformerPrior(Prior):
     """A causal transformer with positions on the grid, conditioned on coarser levels and on the class.
 
-    Position t is given the code of position t - 1, where it stands on the grid (its row and column), and the features of
-    the condition there.
+    Position t is given the code of position t - 1, its place on the grid (row and column), and the features of the
+    condition there.
 
     Args:
         codebook_size: K of this level.

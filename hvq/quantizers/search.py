@@ -29,22 +29,23 @@ def nearest_code(latents: Tensor, codebook: Tensor, alive: Tensor | None = None)
     [0, 1]
     """
     with torch.autocast(latents.device.type, enabled=False):
-        allowed = torch.ones_like(codebook[:, 0], dtype=torch.bool) if alive is None else alive
-        center = codebook.masked_fill(~allowed.unsqueeze(1), 0).sum(dim=0) / allowed.sum()
+        alive = torch.ones_like(codebook[:, 0], dtype=torch.bool) if alive is None else alive
+        center = codebook.masked_fill(~alive.unsqueeze(1), 0).sum(dim=0) / alive.sum()
+        allowed = _first_of_equals(codebook, alive)
         codebook = codebook - center
         half_norms = (0.5 * codebook.square().sum(dim=1)).masked_fill(~allowed, torch.inf)
-        half_norms = _only_first_of_equals(codebook, half_norms)
         rows = max(1, _BLOCK_ELEMENTS // codebook.shape[0])
         blocks = latents.split(rows)
         nearest = [torch.addmm(half_norms, block - center, codebook.T, alpha=-1).argmin(dim=1) for block in blocks]
         return torch.cat(nearest)
 
 
-def _only_first_of_equals(codebook: Tensor, half_norms: Tensor) -> Tensor:
-    """`half_norms`, infinite for a vector that equals one of lower index.
+def _first_of_equals(codebook: Tensor, alive: Tensor) -> Tensor:
+    """bool `[K]`, False for a vector that equals one of lower index (and for codes that are not alive).
 
-    Matrix products round a column by where it stands, so that equal vectors would tie only now and then.
+    Matrix products round a column by where it stands, so that equal vectors would tie only now and then. Equal ones are
+    found as neighbours in the order of their first number, which hardly any other vector shares.
     """
-    order = half_norms.argsort(stable=True)
+    order = codebook[:, 0].masked_fill(~alive, torch.inf).argsort(stable=True)
     repeats = (codebook[order[1:]] == codebook[order[:-1]]).all(dim=1)
-    return half_norms.scatter(0, order[1:], half_norms[order[1:]].masked_fill(repeats, torch.inf))
+    return alive.scatter(0, order[1:], alive[order[1:]] & ~repeats)

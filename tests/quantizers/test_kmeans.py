@@ -13,27 +13,25 @@ def inertia(vectors: Tensor, centroids: Tensor) -> float:
     return float((vectors - centroids[nearest_code(vectors, centroids)]).square().sum(dim=1).mean())
 
 
-def clusters(number: int, each: int, dimension: int, spread: float = 0.01) -> tuple[Tensor, Tensor]:
-    """Centres far apart, on one axis each or on multiples of it, and vectors around them."""
-    centers = torch.zeros(number, dimension, dtype=torch.float64)
-    centers[torch.arange(number), torch.arange(number) % dimension] = 100.0 * (1 + torch.arange(number).double())
-    vectors = centers.repeat_interleave(each, dim=0)
-    return centers, vectors + spread * torch.randn(vectors.shape, dtype=torch.float64)
-
-
-def test_finds_separated_clusters_with_their_counts() -> None:
-    torch.manual_seed(3)
-    centers, vectors = clusters(3, 29, 5)
-    result = kmeans(vectors, 3)
-    order = result.centroids.norm(dim=1).argsort()
-    assert torch.allclose(result.centroids[order], vectors.view(3, 29, 5).mean(dim=1), atol=1e-9)
-    assert torch.allclose(result.centroids[order], centers, atol=0.05)
-    assert result.counts.tolist() == [29, 29, 29]
+def test_finds_two_separated_clusters_with_their_counts() -> None:
+    left, right = torch.randn(29, 5, dtype=torch.float64), torch.randn(31, 5, dtype=torch.float64) + 100
+    result = kmeans(torch.cat([left, right]), 2)
+    order = result.counts.argsort()
+    assert torch.allclose(result.centroids[order], torch.stack([left.mean(dim=0), right.mean(dim=0)]), atol=1e-9)
+    assert sorted(result.counts.tolist()) == [29, 31]
     assert bool(result.alive.all())
 
 
+def test_centroids_settle_at_the_means_of_their_vectors() -> None:
+    vectors = torch.randn(211, 2, dtype=torch.float64)
+    result = kmeans(vectors, 5, iterations=100)
+    codes = nearest_code(vectors, result.centroids)
+    means = torch.stack([vectors[codes == code].mean(dim=0) for code in range(5)])
+    assert torch.allclose(result.centroids, means, atol=1e-12)
+    assert result.counts.tolist() == torch.bincount(codes).tolist()
+
+
 def test_rounds_reduce_the_error() -> None:
-    torch.manual_seed(5)
     vectors = torch.randn(499, 3)
     errors = [inertia(vectors, kmeans(vectors, 17, iterations=rounds).centroids) for rounds in (0, 1, 3, 10)]
     assert errors == sorted(errors, reverse=True)

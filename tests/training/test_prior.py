@@ -150,6 +150,7 @@ def test_labels_reach_the_prior(trained_run: TrainedRun) -> None:
     prior, _ = load_prior(trained_run.run.prior("top"))
     codes = CodeFolder(trained_run.run.codes, "train")
     rows = codes.fetch(torch.arange(len(codes)).numpy())
-    expected = [trained_run.sources.train.label(i % codes.num_images) for i in range(len(codes))]
+    source = trained_run.sources.train
+    expected = [source.label(i % codes.num_images) for i in range(len(codes))]
     assert rows.labels.tolist() == expected
     assert prior.get_submodule("condition.classes").weight.shape[0] == len(CLASSES) + 1
