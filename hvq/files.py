@@ -72,6 +72,14 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, so that no reader sees a part of it."""
+    if path.exists():
+        gone = path.with_name(f".{path.name}.{os.getpid()}.old")
+        os.replace(path, gone)
+        shutil.rmtree(gone)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all; NaN and infinities are refused."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -19,6 +21,7 @@ from hvq.storage.models import AutoencoderDescription
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.code_window import CodeWindow
 from hvq.training.log import TrainingLog
+from hvq.training.loop import train
 from hvq.training.optimization import Losses, Optimization
 from hvq.training.processes import describe, make_accelerator
 from hvq.training.seeds import seeded
@@ -51,11 +54,7 @@ def fit_autoencoder(
     accelerator = accelerator or make_accelerator(config, run)
     training = config.autoencoder_training
     sources = sources or build_sources(config.data, config.seed)
-    with seeded(config.seed, STAGE):
-        model = build_autoencoder(config.autoencoder)
-    # Channels last is the layout in which convolutions are fastest, on CPUs and GPUs alike.
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimization = Optimization(model, training, accelerator, seed=config.seed, quantizers=model.quantizers)
+    model, optimization = _prepare(config, accelerator)
     checkpoint = TrainingCheckpoint(run.checkpoint(STAGE), optimization, config)
     if resume:
         checkpoint.load_if_present()
@@ -70,48 +69,57 @@ def fit_autoencoder(
     log.say(f"training the autoencoder on {len(sources.train)} images: {describe(accelerator)}")
     if needs_codebooks(model):
         initialize_codebooks(model, (_joined(step, accelerator) for step in stream), optimization.reduction)
+    window = CodeWindow(model.quantizers)
+    train(
+        optimization,
+        stream,
+        _losses(config, optimization, window),
+        log=log,
+        checkpoint=checkpoint,
+        window=lambda: window.numbers(optimization.reduction),
+        look=lambda: {
+            "held_out_mse": held_out_error(model, sources.validation, config.chunk_size, optimization.reduction)
+        },
+    )
+    optimization.average.keep()
+    if accelerator.is_main_process:
+        description = AutoencoderDescription(
+            autoencoder=config.autoencoder, image_size=sources.train.size, classes=sources.train.classes
+        )
+        save_autoencoder(run.autoencoder, model, description)
+        checkpoint.remove()
+    accelerator.wait_for_everyone()
+    return model.eval()
+
+
+def _prepare(config: RunConfig, accelerator: Accelerator) -> tuple[Autoencoder, Optimization]:
+    with seeded(config.seed, STAGE):
+        model = build_autoencoder(config.autoencoder)
+    # Channels last is the layout in which convolutions are fastest, on CPUs and GPUs alike.
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimization = Optimization(
+        model, config.autoencoder_training, accelerator, seed=config.seed, quantizers=model.quantizers
+    )
+    return model, optimization
+
+
+def _losses(config: RunConfig, optimization: Optimization, window: CodeWindow) -> Callable[[Batch], Losses]:
+    training = config.autoencoder_training
     loss = AutoencoderLoss(
         reconstruction=training.reconstruction,
         commitment_weight=training.commitment_weight,
         codebook_weight=training.codebook_weight,
     )
-    window = CodeWindow(model.quantizers)
 
     def losses(batch: Batch) -> Losses:
-        images = bytes_to_model(batch.images.to(accelerator.device))
+        images = bytes_to_model(batch.images.to(optimization.accelerator.device))
         kept = kept_levels(config, batch)
         result = optimization.wrapped(images, None if kept is None else kept.to(images.device))
         optimization.codebooks.add(result.levels)
         window.add(result.levels)
         return loss(result, images)
 
-    model.train()
-    log.start_clock()
-    for step, micro_batches in zip(range(start + 1, training.steps + 1), stream, strict=False):
-        report = optimization.step(micro_batches, losses)
-        log.advance()
-        if step % training.log_every == 0 or step == training.steps:
-            rate = log.samples_per_second(training.batch_size)
-            numbers = {**report.terms, **window.numbers(optimization.reduction)}
-            log.write(step, {**numbers, "gradient_norm": report.gradient_norm, "images_per_second": rate})
-        if step % training.evaluate_every == 0 or step == training.steps:
-            with optimization.average.applied():
-                held_out = held_out_error(model, sources.validation, config.chunk_size, optimization.reduction)
-            log.write(step, {"held_out_mse": held_out})
-        if step % training.checkpoint_every == 0 and step < training.steps:
-            checkpoint.save()
-    log.close()
-    with optimization.average.applied():
-        if accelerator.is_main_process:
-            description = AutoencoderDescription(
-                autoencoder=config.autoencoder, image_size=sources.train.size, classes=sources.train.classes
-            )
-            save_autoencoder(run.autoencoder, model, description)
-            checkpoint.remove()
-        finished = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    accelerator.wait_for_everyone()
-    model.load_state_dict(finished)
-    return model.eval()
+    return losses
 
 
 def kept_levels(config: RunConfig, batch: Batch) -> Tensor | None:

@@ -51,6 +51,12 @@ class WeightAverage:
             self._swap()
 
     @torch.no_grad()
+    def keep(self) -> None:
+        """The averaged weights become the model's own, as at the end of training."""
+        for name, average in self.tensors.items():
+            self._parameters[name].copy_(average)
+
+    @torch.no_grad()
     def _swap(self) -> None:
         for name, average in self.tensors.items():
             parameter = self._parameters[name]

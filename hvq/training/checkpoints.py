@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hvq.config import RunConfig
 from hvq.errors import CheckpointError
-from hvq.files import read_json, read_tensors, write_folder, write_json, write_tensors
+from hvq.files import read_json, read_tensors, remove_folder, write_folder, write_json, write_tensors
 from hvq.storage.models import load_state
 from hvq.training.optimization import Optimization
 
@@ -101,9 +101,7 @@ class TrainingCheckpoint:
 
     def remove(self) -> None:
         """Delete the checkpoint: the stage is done, and its result is written."""
-        if self.folder.exists():
-            write_folder(self.folder, lambda _: None)
-            self.folder.rmdir()
+        remove_folder(self.folder)
 
 
 def optimizer_tensors(optimization: Optimization) -> dict[str, Tensor]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hvq.config import PriorStageConfig, RunConfig
@@ -19,6 +20,7 @@ from hvq.storage import RunFolder, encoder_hash, load_autoencoder, save_prior
 from hvq.storage.models import PriorDescription
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.log import TrainingLog
+from hvq.training.loop import train
 from hvq.training.optimization import Losses, Optimization
 from hvq.training.processes import describe, make_accelerator
 from hvq.training.seeds import seeded
@@ -56,74 +58,100 @@ def fit_prior(
         DataError: where the level's codes are all but constant.
     """
     accelerator = accelerator or make_accelerator(config, run)
-    train, held_out = open_codes(run, level)
+    codes, held_out = open_codes(run, level)
     stage, name = config.prior(level), f"prior.{level}"
-    unigram = held_out.entropy(level)
-    if train.entropy(level) < _LEAST_ENTROPY:
-        raise DataError(
-            f"codes of level {level} are all but constant (entropy {train.entropy(level):.4f} nats): its "
-            "codebook has collapsed; train the autoencoder longer or with another configuration before its prior"
-        )
     with seeded(config.seed, name):
-        prior = _build(stage, train, level)
-    training = stage.training
-    optimization = Optimization(prior, training, accelerator, seed=config.seed)
-    best: dict[str, Tensor] = {}
-    checkpoint = TrainingCheckpoint(run.checkpoint(name), optimization, config, extra=best)
+        prior = _build(stage, codes, level)
+    optimization = Optimization(prior, stage.training, accelerator, seed=config.seed)
+    best = BestWeights()
+    checkpoint = TrainingCheckpoint(run.checkpoint(name), optimization, config, extra=best.tensors)
     if resume:
         checkpoint.load_if_present()
     start = optimization.step_number
     stream = TrainingStream(
-        train,
-        batch_size=training.batch_size,
-        micro_batches=training.micro_batches,
+        codes,
+        batch_size=stage.training.batch_size,
+        micro_batches=stage.training.micro_batches,
         rank=optimization.reduction.rank,
         processes=optimization.reduction.size,
         seed=config.seed,
         start_step=start,
     )
     log = TrainingLog(
-        stage=name, file=run.metrics_lines, accelerator=accelerator, steps=training.steps, start_step=start
+        stage=name, file=run.metrics_lines, accelerator=accelerator, steps=stage.training.steps, start_step=start
     )
-    log.say(f"training the prior of level {level} on {len(train)} grids of codes: {describe(accelerator)}")
+    log.say(f"training the prior of level {level} on {len(codes)} grids of codes: {describe(accelerator)}")
+    unigram = held_out.entropy(level)
 
-    def losses(batch: CodeBatch) -> Losses:
-        hidden = hidden_labels(batch, seed=config.seed, share=training.label_dropout)
-        codes, condition = prior_inputs(
-            batch, level, level_names=train.level_names, device=accelerator.device, hidden_labels=hidden
-        )
-        logits = optimization.wrapped(codes, condition).float()
-        nats = functional.cross_entropy(logits.flatten(0, -2), codes.flatten())
-        return nats, {"nats": nats.detach()}
+    def look() -> dict[str, float]:
+        nats = held_out_nats(prior, held_out, level, config.chunk_size, optimization.reduction)
+        best.offer(prior, nats)
+        return {"held_out_nats": nats, "unigram_entropy": unigram}
 
-    prior.train()
-    log.start_clock()
-    for step, micro_batches in zip(range(start + 1, training.steps + 1), stream, strict=False):
-        report = optimization.step(micro_batches, losses)
-        log.advance()
-        if step % training.log_every == 0 or step == training.steps:
-            rate = log.samples_per_second(training.batch_size)
-            numbers = {"nats": report.terms["nats"], "gradient_norm": report.gradient_norm}
-            log.write(step, {**numbers, "images_per_second": rate})
-        if step % training.evaluate_every == 0 or step == training.steps:
-            with optimization.average.applied():
-                nats = held_out_nats(prior, held_out, level, config.chunk_size, optimization.reduction)
-                if nats < float(best.get("nats", torch.tensor(math.inf))):
-                    best.clear()
-                    best.update({f"weights/{key}": tensor.clone() for key, tensor in prior.state_dict().items()})
-                    best["nats"] = torch.tensor(nats, dtype=torch.float64)
-            log.write(step, {"held_out_nats": nats, "unigram_entropy": unigram})
-        if step % training.checkpoint_every == 0 and step < training.steps:
-            checkpoint.save()
-    log.close()
-    if "nats" not in best:
-        raise DataError(f"held-out nats of level {level} were never finite; lower its learning_rate")
-    prior.load_state_dict({key.removeprefix("weights/"): value for key, value in best.items() if key != "nats"})
+    train(
+        optimization,
+        stream,
+        _losses(config, optimization, codes, level),
+        log=log,
+        checkpoint=checkpoint,
+        window=dict,
+        look=look,
+    )
+    best.restore(prior)
     if accelerator.is_main_process:
-        save_prior(run.prior(level), prior, _describe(stage, train, level, float(best["nats"])))
+        save_prior(run.prior(level), prior, _describe(stage, codes, level, best.score))
         checkpoint.remove()
     accelerator.wait_for_everyone()
     return prior.eval()
+
+
+class BestWeights:
+    """The weights that did best on held-out data so far; `tensors` is all of it, for a checkpoint to keep."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    @property
+    def score(self) -> float:
+        """The best score, the lower the better; infinite while there is none."""
+        return float(self.tensors["score"]) if self.tensors else math.inf
+
+    def offer(self, model: nn.Module, score: float) -> None:
+        """Take over the weights where the score is better than any before."""
+        if score < self.score:
+            self.tensors.update({f"weights/{key}": tensor.clone() for key, tensor in model.state_dict().items()})
+            self.tensors["score"] = torch.tensor(score, dtype=torch.float64)
+
+    def restore(self, model: nn.Module) -> None:
+        """Put the best weights into the model.
+
+        Raises:
+            DataError: where no score was ever finite.
+        """
+        if not self.tensors:
+            raise DataError("the loss on held-out data was never finite; lower learning_rate, or look at the data")
+        weights = {key.removeprefix("weights/"): value for key, value in self.tensors.items() if key != "score"}
+        model.load_state_dict(weights)
+
+
+def _losses(
+    config: RunConfig, optimization: Optimization, codes: CodeFolder, level: str
+) -> Callable[[CodeBatch], Losses]:
+    label_dropout = config.prior(level).training.label_dropout
+
+    def losses(batch: CodeBatch) -> Losses:
+        targets, condition = prior_inputs(
+            batch,
+            level,
+            level_names=codes.level_names,
+            device=optimization.accelerator.device,
+            hidden_labels=hidden_labels(batch, seed=config.seed, share=label_dropout),
+        )
+        logits = optimization.wrapped(targets, condition).float()
+        nats = functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+        return nats, {"nats": nats.detach()}
+
+    return losses
 
 
 def open_codes(run: RunFolder, level: str) -> tuple[CodeFolder, CodeFolder]:
@@ -132,15 +160,21 @@ def open_codes(run: RunFolder, level: str) -> tuple[CodeFolder, CodeFolder]:
     Raises:
         ConfigurationError: where there is no such level.
         CheckpointError: where codes are missing, damaged, or of another autoencoder.
+        DataError: where the level's codes are all but constant.
     """
     model, _ = load_autoencoder(run.autoencoder)
     if level not in model.level_names:
         raise ConfigurationError(f"no level {level!r}; the levels of {run.path} are {', '.join(model.level_names)}")
     expected = encoder_hash(model)
-    folders = CodeFolder(run.codes, "train"), CodeFolder(run.codes, "validation")
-    for folder in folders:
+    train_codes, held_out = CodeFolder(run.codes, "train"), CodeFolder(run.codes, "validation")
+    for folder in (train_codes, held_out):
         folder.require_encoder(expected)
-    return folders
+    if train_codes.entropy(level) < _LEAST_ENTROPY:
+        raise DataError(
+            f"codes of level {level} are all but constant (entropy {train_codes.entropy(level):.4f} nats): its "
+            "codebook has collapsed; train the autoencoder longer or with another configuration before its prior"
+        )
+    return train_codes, held_out
 
 
 def held_out_nats(prior: Prior, codes: CodeFolder, level: str, chunk_size: int, reduction: Reduction) -> float:

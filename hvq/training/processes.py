@@ -12,11 +12,9 @@ from hvq.storage import RunFolder
 def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
     """The accelerator of a run: devices and processes as the launcher gives them, TensorBoard where it is installed."""
     trackers = ["tensorboard"] if is_tensorboard_available() else []
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=config.mixed_precision, log_with=trackers, project_dir=str(run.path / "tensorboard")
     )
-    accelerator.init_trackers("hvq")
-    return accelerator
 
 
 def describe(accelerator: Accelerator) -> str:

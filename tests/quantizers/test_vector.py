@@ -354,7 +354,7 @@ def worn(learning: Literal["moving_average", "gradient"], dead: list[int], count
 def steady(quantizer: VectorQuantizer) -> tuple[Tensor, Tensor]:
     """Statistics that leave the averages where they are."""
     counts = quantizer.moving_counts.round().long()
-    return counts, quantizer.codebook.detach() * quantizer.moving_counts.unsqueeze(1)
+    return counts, quantizer.codebook.detach() * counts.unsqueeze(1)
 
 
 @learns
@@ -439,12 +439,10 @@ def test_first_codebook_stays_put_in_a_step_on_the_same_latents(number: int) -> 
     quantizer.initialize(latents, 1, Reduction())
     before = quantizer.codebook.clone()
     assert torch.allclose(quantizer.moving_sums, before * quantizer.moving_counts.unsqueeze(1), atol=1e-12)
-    result = quantizer(latents.T.unsqueeze(0))
-    used = result.codes.unique()
+    used = quantizer.encode(latents.T.unsqueeze(0)).unique()
     learn(quantizer, latents.T.unsqueeze(0))
     moved = (quantizer.codebook - before).norm(dim=1) / before.norm(dim=1)
     assert float(moved[used].max()) < 1e-3
-    assert result.losses["commitment"] < 1.0
 
 
 def test_first_averages_are_those_of_one_step() -> None:
@@ -553,10 +551,10 @@ def test_compiles_without_a_graph_break_and_exports() -> None:
 @pytest.mark.parametrize("dimension", [8, 32, 256])
 @pytest.mark.parametrize("starts_from_kmeans", [True, False])
 def test_nearly_all_codes_are_used_after_a_few_steps(dimension: int, starts_from_kmeans: bool) -> None:
-    """A fixed mixture with an offset and heaps of unequal size, and default settings."""
+    """A fixed mixture of more heaps than codes, of unequal sizes and with an offset; default settings."""
     generator = torch.Generator().manual_seed(11)
-    centers = 3 + torch.randn(37, dimension, generator=generator)
-    shares = torch.rand(37, generator=generator) + 0.1
+    centers = 3 + torch.randn(97, dimension, generator=generator)
+    shares = torch.rand(97, generator=generator) + 0.1
 
     def draw(number: int) -> Tensor:
         heap = torch.multinomial(shares, number, replacement=True, generator=generator)

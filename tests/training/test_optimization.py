@@ -18,7 +18,7 @@ from hvq.training.optimization import Losses, Optimization, parameter_groups
 from hvq.training.schedule import learning_rate
 from tests.runs import differing
 
-CONFIG = OptimizationConfig(steps=50, warmup_steps=3, learning_rate=0.01, average_decay=0.9)
+CONFIG = OptimizationConfig(steps=50, warmup_steps=3, average_decay=0.9)
 
 
 def _autoencoder(learning: str = "moving_average", revival_threshold: float = 0.05) -> Autoencoder:
@@ -67,7 +67,10 @@ def test_four_micro_batches_equal_one_batch(learning: str) -> None:
         states.append((_state(optimization), report))
     (whole, of_whole), (parted, of_parts) = states
     assert whole.keys() == parted.keys()
-    assert max(float((whole[name].double() - parted[name].double()).abs().max()) for name in whole) < 1e-5
+    for name, tensor in whole.items():
+        # Sums of latents grow with the batch, and float32 rounds them in proportion.
+        scale = max(1.0, float(tensor.double().abs().max()))
+        assert float((tensor.double() - parted[name].double()).abs().max()) < 1e-5 * scale, name
     assert of_parts.terms == pytest.approx(of_whole.terms, abs=1e-5)
     assert of_parts.gradient_norm == pytest.approx(of_whole.gradient_norm, rel=1e-4)
 

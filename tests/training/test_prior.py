@@ -90,7 +90,7 @@ def test_resume_is_equality(trained_run: TrainedRun, tmp_path: Path, monkeypatch
     assert json.loads((stopped.checkpoint("prior.bottom") / "state.json").read_text())["step"] == 4
     fit_prior(config, stopped, "bottom", resume=True)
     one, other = (tensors_below(run.path) for run in (straight, stopped))
-    for part in ("priors/bottom/model", "optimizer.safetensors/exp_avg/", "average", "extra.safetensors/nats"):
+    for part in ("priors/bottom/model", "optimizer.safetensors/exp_avg/", "average", "extra.safetensors/score"):
         assert any(part in name for name in one), part
     assert differing(one, other) == []
     lines = [
@@ -141,7 +141,7 @@ def test_a_prior_that_never_becomes_finite_is_not_saved(
 ) -> None:
     shutil.rmtree(copied_run.run.prior("top"))
     monkeypatch.setattr("hvq.training.prior.held_out_nats", lambda *_: float("nan"))
-    with pytest.raises(DataError, match="held-out nats of level top were never finite; lower its learning_rate"):
+    with pytest.raises(DataError, match="the loss on held-out data was never finite; lower learning_rate"):
         fit_prior(copied_run.config, copied_run.run, "top")
     assert not copied_run.run.prior("top").exists()
 

@@ -1,0 +1,53 @@
+"""The loop of every stage: step, log, look at held-out data, checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from hvq.training.checkpoints import TrainingCheckpoint
+from hvq.training.log import TrainingLog
+from hvq.training.optimization import Losses, Optimization
+
+BatchType = TypeVar("BatchType")
+Numbers = dict[str, float]
+
+
+def train(
+    optimization: Optimization,
+    stream: Iterable[Sequence[BatchType]],
+    losses: Callable[[BatchType], Losses],
+    *,
+    log: TrainingLog,
+    checkpoint: TrainingCheckpoint,
+    window: Callable[[], Numbers],
+    look: Callable[[], Numbers],
+) -> None:
+    """Train from the optimization's step on to the last.
+
+    Args:
+        optimization: the model in training.
+        stream: the micro-batches of each step that is left.
+        losses: the total and its terms for one micro-batch.
+        log: of the stage.
+        checkpoint: written every `checkpoint_every` steps.
+        window: further numbers over the steps since it was last called; called with each line of the log.
+        look: numbers of held-out data, called every `evaluate_every` steps while the model has its averaged weights.
+    """
+    config = optimization.config
+    optimization.model.train()
+    log.start_clock()
+    for step, micro_batches in zip(range(optimization.step_number + 1, config.steps + 1), stream, strict=False):
+        report = optimization.step(micro_batches, losses)
+        log.advance()
+        is_last = step == config.steps
+        if step % config.log_every == 0 or is_last:
+            rate = log.samples_per_second(config.batch_size)
+            numbers = {**report.terms, **window(), "gradient_norm": report.gradient_norm}
+            log.write(step, {**numbers, "images_per_second": rate})
+        if step % config.evaluate_every == 0 or is_last:
+            with optimization.average.applied():
+                log.write(step, look())
+        if step % config.checkpoint_every == 0 and not is_last:
+            checkpoint.save()
+    log.close()
