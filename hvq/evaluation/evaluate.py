@@ -56,7 +56,7 @@ def evaluate(config: RunConfig, run: RunFolder, *, accelerator: Accelerator, sou
         numbers["classification_accuracy_score"] = score
         numbers["about"]["classification_accuracy_score"] = about
     if reduction.rank == 0:
-        run.update_metrics(numbers)
+        run.write_metrics(numbers)
     accelerator.wait_for_everyone()
     return run.metrics()
 

@@ -36,7 +36,7 @@ def write_run_report(config: RunConfig, run: RunFolder, sources: Sources, *, sta
     stages: dict[str, float] = dict(run.metrics().get("seconds", {}))
     stages.pop("total", None)
     total = sum(stages.values()) if started is None else time.perf_counter() - started
-    metrics = run.update_metrics({"seconds": {"total": round(total, 3)}})
+    metrics = run.add_seconds("total", total)
     names = hierarchy.autoencoder.level_names
     stand_ins = {name: metrics.get("levels", {}).get(name, {}).get("absent_stand_in", "") for name in names}
     write_report(

@@ -80,18 +80,17 @@ class RunFolder:
         started = time.perf_counter()
         yield
         if write:
-            self.update_metrics({"seconds": {stage: round(time.perf_counter() - started, 3)}})
+            self.add_seconds(stage, time.perf_counter() - started)
 
-    def update_metrics(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge nested numbers into `metrics.json`; returns all of them."""
-        merged = _merged(self.metrics(), numbers)
-        write_json(self.metrics_file, merged)
-        return merged
+    def write_metrics(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace the numbers of an earlier evaluation, but not the seconds of stages; returns all of them."""
+        return self._write({**numbers, "seconds": self.metrics().get("seconds", {})})
 
+    def add_seconds(self, stage: str, seconds: float) -> dict[str, Any]:
+        """Note how long a stage took; returns all numbers."""
+        metrics = self.metrics()
+        return self._write({**metrics, "seconds": {**metrics.get("seconds", {}), stage: round(seconds, 3)}})
 
-def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(old)
-    for key, value in new.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if both else value
-    return result
+    def _write(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        write_json(self.metrics_file, metrics)
+        return metrics

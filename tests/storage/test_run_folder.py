@@ -35,16 +35,14 @@ def test_a_configuration_that_is_none(tmp_path: Path, content: str | None, sente
         run.load_config()
 
 
-def test_numbers_are_merged_at_any_depth(tmp_path: Path) -> None:
+def test_an_evaluation_replaces_the_one_before_and_keeps_the_seconds_of_stages(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     assert run.metrics() == {}
-    run.update_metrics({"levels": {"top": {"usage": 0.5, "perplexity": 3.0}}, "seconds": {"codes": 2}})
-    merged = run.update_metrics({"levels": {"top": {"usage": 0.75}, "bottom": {"usage": 1.0}}, "seconds": 7})
-    expected = {
-        "levels": {"top": {"usage": 0.75, "perplexity": 3.0}, "bottom": {"usage": 1.0}},
-        "seconds": 7,
-    }
-    assert merged == run.metrics() == expected
+    run.write_metrics({"levels": {"top": {"usage": 0.5}}, "classification_accuracy_score": {"real": 1.0}})
+    run.add_seconds("codes", 2)
+    replaced = run.write_metrics({"levels": {"top": {"usage": 0.75}}})
+    expected = {"levels": {"top": {"usage": 0.75}}, "seconds": {"codes": 2}}
+    assert replaced == run.metrics() == expected
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == expected
 
 
