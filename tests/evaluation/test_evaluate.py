@@ -107,12 +107,12 @@ def test_a_run_is_measured_as_far_as_it_is(copied_run: TrainedRun) -> None:
     run.metrics_file.unlink()
     shutil.rmtree(run.prior("bottom"))
     numbers = _evaluate(copied_run)
-    assert sorted(numbers) == ["about", "levels", "priors", "reconstruction"]
+    assert numbers.keys() - {"seconds"} == {"about", "levels", "priors", "reconstruction"}
     assert list(numbers["priors"]) == ["top"]
     run.metrics_file.unlink()
     shutil.rmtree(run.path / "priors")
     shutil.rmtree(run.codes)
-    assert sorted(_evaluate(copied_run)) == ["about", "levels", "reconstruction"]
+    assert _evaluate(copied_run).keys() - {"seconds"} == {"about", "levels", "reconstruction"}
 
 
 def test_what_does_not_belong_together_is_refused(copied_run: TrainedRun) -> None:

@@ -69,3 +69,15 @@ def test_without_a_decay_the_last_weights_are_the_result() -> None:
     with average.applied():
         assert layer.weight.tolist() == [5.0] * 3
     assert average.tensors == {}
+
+
+def test_at_the_end_the_average_is_the_model() -> None:
+    layer = _layer()
+    average = WeightAverage(layer, decay=0.5)
+    with torch.no_grad():
+        layer.weight.fill_(5.0)
+    average.update(3)
+    averaged = average.tensors["weight"].clone()
+    average.keep()
+    assert torch.equal(layer.weight, averaged)
+    assert not torch.equal(averaged, torch.full((3,), 5.0, dtype=torch.float64))

@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hvq.autoencoders import Autoencoder, AutoencoderLoss, Level
+from hvq.errors import ConfigurationError, DataError, HVQError
+from hvq.level_names import default_level_names
+from hvq.quantizers import CodebookStep, VectorQuantizer
+from tests.autoencoders.small import codebook, pictures, small_model
+
+DEPTHS = {1: (3,), 2: (2, 4), 3: (2, 1, 3), 5: (1, 2, 1, 2, 2), 11: (1,) * 8 + (2, 1, 2)}
+any_depth = pytest.mark.parametrize("ratios", DEPTHS.values(), ids=[f"{depth} levels" for depth in DEPTHS])
+
+
+# --- any number of levels, any size ---
+
+
+@any_depth
+def test_levels_go_coarse_to_fine_each_with_its_own_ratio(ratios: tuple[int, ...]) -> None:
+    model = small_model(ratios)
+    names = default_level_names(len(ratios))
+    result = model(pictures(2, 23, 29))
+    assert model.level_names == tuple(result.levels) == tuple(result.codes) == tuple(model.quantizers) == names
+    coarsest = math.prod(ratios)
+    rows, columns = -(-23 // coarsest), -(-29 // coarsest)
+    for i, name in enumerate(names):
+        finer = math.prod(ratios[:i])
+        assert model.strides[name] == math.prod(ratios[i:])
+        if i:
+            rows, columns = rows * ratios[i - 1], columns * ratios[i - 1]
+        assert result.codes[name].shape == (2, rows, columns), finer
+        assert model.grids((23, 29))[name] == (rows, columns)
+        assert result.levels[name].vectors.shape[1] == model.quantizers[name].code_dimension
+        assert int(result.codes[name].max()) < model.quantizers[name].codebook_size
+    assert result.reconstruction.shape == (2, 2, 23, 29)
+
+
+@any_depth
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_decoded_codes_are_the_reconstruction_to_the_last_bit(
+    ratios: tuple[int, ...], layout: torch.memory_format, batch: int
+) -> None:
+    model = small_model(ratios).eval().to(memory_format=layout)
+    images = pictures(batch, 23, 29).to(memory_format=layout)
+    result = model(images)
+    codes = model.encode(images)
+    assert all(torch.equal(codes[name], result.codes[name]) for name in model.level_names)
+    shuffled = {name: codes[name] for name in sorted(codes, reverse=True)}
+    with torch.no_grad():
+        assert torch.equal(model.decode(shuffled, size=(23, 29)), result.reconstruction)
+
+
+@given(
+    height=st.integers(6, 41),
+    width=st.integers(6, 41),
+    ratios=st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=2).map(tuple),
+)
+def test_any_size_from_the_coarsest_stride_up_comes_back(height: int, width: int, ratios: tuple[int, ...]) -> None:
+    model = small_model(ratios).eval()
+    images = pictures(1, height, width)
+    with torch.no_grad():
+        result = model(images)
+        assert result.reconstruction.shape == images.shape
+        assert torch.equal(model.decode(model.encode(images), size=(height, width)), result.reconstruction)
+
+
+def test_the_smallest_size_is_the_coarsest_stride() -> None:
+    model = small_model((3, 2)).eval()
+    assert model(pictures(1, 6, 7)).reconstruction.shape == (1, 2, 6, 7)
+    for height, width in [(5, 7), (7, 5)]:
+        with pytest.raises(DataError, match=rf"{height}x{width} are smaller than the coarsest stride 6.*6x6"):
+            model(pictures(1, height, width))
+
+
+def test_codes_at_one_place_see_the_image_around_it_only() -> None:
+    """Padding is a reflection, so that codes away from the far edges do not know that there is any."""
+    model = small_model((1, 2), residual_blocks=0).eval()
+    images = pictures(1, 40, 40)
+    whole, cut = model.encode(images), model.encode(images[:, :, :39, :39])
+    for name in model.level_names:
+        assert torch.equal(cut[name][:, :12, :12], whole[name][:, :12, :12])
+
+
+def test_double_precision_goes_all_the_way() -> None:
+    model = small_model((2, 2)).double()
+    result = model(pictures(1, 11, 13, torch.float64))
+    assert result.reconstruction.dtype == torch.float64
+    assert all(level.losses["commitment"].dtype == torch.float64 for level in result.levels.values())
+
+
+def test_bfloat16_weights_decode_what_they_encode() -> None:
+    model = small_model((2, 2)).to(torch.bfloat16).eval()
+    assert codebook(model.quantizers["top"]).dtype == torch.float32
+    images = pictures(1, 11, 13, torch.bfloat16)
+    result = model(images)
+    assert torch.equal(model.decode(result.codes, size=(11, 13)), result.reconstruction)
+
+
+def test_forward_is_repeatable_and_writes_nothing() -> None:
+    model = small_model((2, 2), level_dropout=0.3)
+    images = pictures(3, 11, 13)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    first, second = model(images), model(images)
+    assert torch.equal(first.reconstruction, second.reconstruction)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator), "no random draw"
+
+
+def test_weights_alone_carry_the_model() -> None:
+    one, other = small_model((2, 1, 2), level_dropout=0.1).eval(), small_model((2, 1, 2), level_dropout=0.1).eval()
+    images = pictures(1, 11, 13)
+    assert not torch.equal(one(images).reconstruction, other(images).reconstruction)
+    other.load_state_dict(dict(sorted(one.state_dict().items())))
+    assert torch.equal(one(images).reconstruction, other(images).reconstruction)
+
+
+def test_exports_with_its_named_results() -> None:
+    model = small_model((2, 2)).eval()
+    images = pictures(2, 11, 13)
+    exported = torch.export.export(model, (images,)).module()(images)
+    expected = model(images)
+    assert torch.equal(exported.reconstruction, expected.reconstruction)
+    assert all(torch.equal(exported.codes[name], code) for name, code in expected.codes.items())
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda codes: {"top": codes["top"]}, "missing bottom"),
+        (lambda codes: {**codes, "side": codes["top"]}, "unknown side"),
+    ],
+)
+def test_missing_and_unknown_levels_are_refused(change: Any, fault: str) -> None:
+    model = small_model((2, 2)).eval()
+    with pytest.raises(HVQError, match=fault):
+        model.decode(change(model.encode(pictures(1, 8, 12))))
+
+
+def test_grids_that_do_not_belong_together_are_refused_with_the_numbers() -> None:
+    model = small_model((2, 2)).eval()
+    codes = model.encode(pictures(1, 8, 12))
+    with pytest.raises(DataError, match=r"bottom must be on a grid of 4x6 for images of 8x12; it is 3x6"):
+        model.decode({**codes, "bottom": codes["bottom"][:, :3]})
+    with pytest.raises(DataError, match=r"top must be on a grid of 3x3 for images of 9x12; it is 2x3"):
+        model.decode(codes, size=(9, 12))
+
+
+def test_codes_beyond_the_codebook_are_refused() -> None:
+    model = small_model((2,)).eval()
+    with pytest.raises(DataError, match=r"0 \.\. 10"):
+        model.decode({"top": torch.full((1, 3, 3), 11)})
+
+
+def test_absent_levels_must_exist() -> None:
+    model = small_model((2, 2)).eval()
+    with pytest.raises(DataError, match="absent names side; the levels are top, bottom"):
+        model.decode(model.encode(pictures(1, 8, 12)), absent=["side"])
+
+
+def test_latents_of_a_level_that_is_not_there_are_refused() -> None:
+    with pytest.raises(DataError, match="no level 'side'"):
+        small_model((2,)).latents(pictures(1, 8, 12), "side")
+
+
+def bare_level(name: str) -> Level:
+    return Level(
+        name=name,
+        ratio=1,
+        encoder=nn.Identity(),
+        projection=nn.Identity(),
+        quantizer=VectorQuantizer(codebook_size=3, code_dimension=2),
+        merge=None,
+    )
+
+
+@pytest.mark.parametrize("names", [[], ["top", "top"], ["type"], ["a.b"], [""]])
+def test_level_names_must_be_there_differ_and_be_usable(names: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match="level"):
+        Autoencoder(levels=[bare_level(name) for name in names], decoder=nn.Identity())
+
+
+# --- padding ---
+
+
+def test_padding_is_out_of_codes_counted_and_losses() -> None:
+    """13 x 17 images, padded to 16 x 20, cover 7 x 9 of the bottom's 8 x 10 positions, and all of the top's 4 x 5."""
+    model = small_model((2, 2)).double()
+    images = pictures(3, 13, 17, torch.float64)
+    result = model(images)
+    assert int(result.levels["top"].statistics.counts.sum()) == 3 * 4 * 5
+    assert int(result.levels["bottom"].statistics.counts.sum()) == 3 * 7 * 9
+    latents = model.latents(images, "bottom")
+    assert latents.shape == (3 * 7 * 9, model.quantizers["bottom"].code_dimension)
+    alone = model.quantizers["bottom"](latents.T.unsqueeze(0))
+    assert torch.equal(alone.statistics.counts, result.levels["bottom"].statistics.counts)
+    assert torch.allclose(alone.statistics.sums, result.levels["bottom"].statistics.sums, atol=1e-12)
+    assert torch.allclose(alone.losses["commitment"], result.levels["bottom"].losses["commitment"], rtol=1e-12)
+    inside = result.codes["bottom"][:, :7, :9].flatten()
+    assert torch.equal(alone.codes.flatten(), inside)
+
+
+def test_latents_without_padding_are_all_of_them() -> None:
+    model = small_model((2, 2))
+    assert model.latents(pictures(3, 8, 12), "top").shape == (3 * 2 * 3, 3)
+    assert model.latents(pictures(3, 8, 12), "bottom").shape == (3 * 4 * 6, 4)
+
+
+# --- absent levels ---
+
+
+@pytest.mark.parametrize("level_dropout", [0.0, 0.2])
+def test_absent_levels_are_replaced_by_their_vector_in_every_position(level_dropout: float) -> None:
+    model = small_model((2, 2), level_dropout=level_dropout).eval()
+    images = pictures(1, 8, 12)
+    codes = model.encode(images)
+    without = model.decode(codes, absent=["bottom"])
+    other = {"top": codes["top"], "bottom": torch.zeros_like(codes["bottom"])}
+    assert torch.equal(model.decode(other, absent=["bottom"]), without), "absent codes give the grid alone"
+    assert not torch.equal(model.decode(codes), without)
+    quantizer = model.quantizers["bottom"]
+    stand_in = model.levels["bottom"].absent if level_dropout else quantizer.mean_vector()
+    changed = {**quantizer.state_dict(), "codebook": codebook(quantizer).clone()}
+    changed["codebook"][0] = stand_in.detach()
+    quantizer.load_state_dict(changed)
+    assert torch.equal(model.decode(other), without)
+
+
+@pytest.mark.parametrize("level_dropout", [0.0, 0.2])
+def test_samples_are_decoded_from_their_kept_levels_alone(level_dropout: float) -> None:
+    model = small_model((2, 1, 2), level_dropout=level_dropout).eval()
+    images = pictures(3, 11, 13)
+    kept = model(images, torch.tensor([1, 2, 3]))
+    codes = model.encode(images)
+    for i, absent in enumerate([("middle", "bottom"), ("bottom",), ()]):
+        expected = model.decode(codes, size=(11, 13), absent=absent)[i]
+        assert torch.allclose(kept.reconstruction[i], expected, atol=1e-6)
+    whole = model(images)
+    assert not torch.allclose(kept.reconstruction[0], whole.reconstruction[0], atol=1e-4)
+
+
+def test_what_is_absent_changes_no_codes_losses_or_statistics() -> None:
+    model = small_model((2, 1, 2), level_dropout=0.5)
+    images = pictures(3, 11, 13)
+    whole, kept = model(images), model(images, torch.tensor([1, 2, 1]))
+    for name in model.level_names:
+        assert torch.equal(kept.codes[name], whole.codes[name])
+        assert torch.equal(kept.levels[name].statistics.counts, whole.levels[name].statistics.counts)
+        assert torch.equal(kept.levels[name].losses["commitment"], whole.levels[name].losses["commitment"])
+
+
+@pytest.mark.parametrize("kept", [(3, 3, 3), (1, 1, 1), (2, 1, 3)])
+@pytest.mark.parametrize("learning", ["moving_average", "gradient"])
+def test_every_parameter_is_in_the_graph_whatever_is_absent(kept: tuple[int, ...], learning: str) -> None:
+    model = small_model((2, 1, 2), level_dropout=0.5, quantizer={"learning": learning})
+    images = pictures(3, 11, 13)
+    total, _ = AutoencoderLoss()(model(images, torch.tensor(kept)), images)
+    total.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_absent_vectors_learn_only_from_samples_that_lack_the_level() -> None:
+    model = small_model((2, 2), level_dropout=0.5)
+    images = pictures(2, 8, 12)
+    gradients: list[Tensor] = []
+    for kept in ([2, 2], [1, 2]):
+        model.zero_grad()
+        model(images, torch.tensor(kept)).reconstruction.square().mean().backward()
+        gradients.append(model.levels["bottom"].absent.grad.clone())
+    assert not bool(gradients[0].any())
+    assert bool(gradients[1].any())
+    assert model.levels["top"].absent is None, "the coarsest level is never dropped"
+
+
+# --- what codes hang on ---
+
+
+def test_encoding_tensors_are_those_that_codes_hang_on() -> None:
+    model = small_model((2, 2), level_dropout=0.5).double().eval()
+    images = pictures(2, 11, 13, torch.float64)
+    hashed = model.encoding_tensors()
+    codes = model.encode(images)
+
+    def decides(name: str) -> bool:
+        """Whether codes change when a tensor does, by a lot."""
+        tensor = model.state_dict()[name]
+        kept = tensor.clone()
+        with torch.no_grad():
+            tensor.copy_(torch.zeros_like(tensor) if tensor.dtype == torch.bool else tensor.flip(0) * -3 + 1)
+        after = model.encode(images)
+        with torch.no_grad():
+            tensor.copy_(kept)
+        return any(not torch.equal(after[level], codes[level]) for level in codes)
+
+    with torch.no_grad():
+        for level in codes:
+            model.state_dict()[f"levels.{level}.quantizer.alive"][3] = False
+    codes = model.encode(images)
+    for name in model.state_dict():
+        if name.endswith(("encoder.0.bias", "encoder.0.weight", "projection.weight", "codebook", "alive")) or (
+            ".merge." in name and name.endswith("0.weight")
+        ):
+            assert decides(name), name
+            assert name in hashed
+        elif name not in hashed:
+            assert not decides(name), name
+    assert not any(name.startswith("decoder") for name in hashed)
+
+
+# --- learning ---
+
+
+def test_a_few_steps_learn_at_every_level() -> None:
+    model = small_model((2, 2)).double()
+    images = pictures(7, 8, 12, torch.float64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    codebooks, loss = CodebookStep(model.quantizers, optimizer), AutoencoderLoss()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    totals = []
+    for _ in range(23):
+        result = model(images)
+        total, _ = loss(result, images)
+        optimizer.zero_grad()
+        total.backward()
+        codebooks.add(result.levels)
+        optimizer.step()
+        codebooks.step()
+        totals.append(float(total))
+    assert totals[-1] < 0.9 * totals[0]
+    flags = ("alive", "initialized")
+    unmoved = [
+        name
+        for name, tensor in model.state_dict().items()
+        if torch.equal(tensor, before[name]) and not name.endswith(flags)
+    ]
+    assert unmoved == []
