@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import shutil
 from collections import Counter
@@ -120,6 +121,10 @@ def test_what_does_not_belong_together_is_refused(copied_run: TrainedRun) -> Non
     with pytest.raises(DataError, match=r"takes images of 1 channel\(s\); data.channels gives 3"):
         _evaluate(copied_run, data__channels=3, autoencoder__channels=3)
     assert files_below(copied_run.run.path) == before
+    index = copied_run.run.codes / "validation" / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"encoder_hash": "abc"}))
+    with pytest.raises(CheckpointError, match=r"codes in .*validation were made by another autoencoder"):
+        _evaluate(copied_run)
     shutil.rmtree(copied_run.run.codes)
     with pytest.raises(CheckpointError, match="no complete codes"):
         _evaluate(copied_run)
