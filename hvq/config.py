@@ -6,7 +6,8 @@ objects. Every default equals that of the constructor it describes (a test holds
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import reduce
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -263,7 +264,7 @@ class EvaluationConfig(FrozenModel):
     """What is measured at the end of a run."""
 
     generated_per_class: PositiveInt = Field(200, description="images per class for the classification accuracy score")
-    classifier_steps: PositiveInt = Field(400, description="training steps of its classifier")
+    classifier_steps: Annotated[int, Field(ge=10)] = Field(400, description="training steps of its classifier")
     classifier_seeds: PositiveInt = Field(3, description="classifiers trained, whose mean is reported")
 
 
@@ -315,3 +316,12 @@ class RunConfig(FrozenModel):
     def prior(self, level: str) -> PriorStageConfig:
         """The prior stage of a level, defaults where the run says nothing of it."""
         return self.priors.get(level, PriorStageConfig())
+
+    def parts(self, *paths: str) -> dict[str, Any]:
+        """Some parts of the run as plain values, by dotted path, as a checkpoint keeps them.
+
+        >>> RunConfig(autoencoder={"channels": 1, "levels": {"top": {"ratio": 4}}}).parts("seed", "data.kind")
+        {'seed': 0, 'data.kind': 'digits'}
+        """
+        plain = self.model_dump(mode="json")
+        return {path: reduce(lambda value, name: value[name], path.split("."), plain) for path in paths}

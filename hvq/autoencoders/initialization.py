@@ -21,15 +21,22 @@ def needs_codebooks(model: Autoencoder) -> bool:
 
 
 @torch.no_grad()
-def initialize_codebooks(model: Autoencoder, batches: Iterable[Tensor], reduction: Reduction | None = None) -> None:
+def initialize_codebooks(
+    model: Autoencoder,
+    batches: Iterable[Tensor],
+    reduction: Reduction | None = None,
+    *,
+    batches_per_step: int = 1,
+) -> None:
     """Set every codebook by k-means, coarse to fine, since a level's latents depend on the coarser codebooks.
 
     Takes as many batches as give 32 latents per code at every level, or all there are.
 
     Args:
         model: not wrapped for parallel training.
-        batches: images `[B, C, H, W]` of this process; one batch for each optimizer step.
+        batches: images `[B, C, H, W]` of this process.
         reduction: over the processes that train together.
+        batches_per_step: how many of them one optimizer step takes; moving averages begin as those of a step.
 
     Raises:
         DataError: where there are no batches.
@@ -44,7 +51,7 @@ def initialize_codebooks(model: Autoencoder, batches: Iterable[Tensor], reductio
             latents.append(model.latents(batch, name))
             if sum(map(len, latents)) * reduction.size >= _LATENTS_PER_CODE * quantizer.codebook_size:
                 break
-        quantizer.initialize(torch.cat(latents), len(latents), reduction)
+        quantizer.initialize(torch.cat(latents), len(latents) / batches_per_step, reduction)
     model.train(was_training)
 
 

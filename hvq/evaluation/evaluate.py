@@ -14,7 +14,7 @@ from hvq.config import RunConfig
 from hvq.data import Batch, CodeFolder, ImageSource, Sources, build_sources, ordered_batches
 from hvq.data.pixels import bytes_to_model, bytes_to_unit, model_to_unit, unit_to_bytes
 from hvq.distributed import Reduction, current_reduction
-from hvq.evaluation.classification import classification_accuracy
+from hvq.evaluation.classification import SMALLEST_SIDE, classification_accuracy
 from hvq.evaluation.code_usage import CodeUsage
 from hvq.evaluation.copies import copy_share
 from hvq.evaluation.reconstruction import ReconstructionMetrics
@@ -50,7 +50,7 @@ def evaluate(config: RunConfig, run: RunFolder, *, accelerator: Accelerator, sou
     numbers = measure_reconstruction(config, hierarchy, sources.validation, reduction)
     if hierarchy.priors:
         numbers |= measure_priors(config, run, hierarchy, reduction)
-    if hierarchy.classes and set(hierarchy.priors) == set(hierarchy.autoencoder.level_names):
+    if set(hierarchy.priors) == set(hierarchy.autoencoder.level_names):
         error = numbers["reconstruction"]["mse"]
         score, about = measure_samples(config, run, hierarchy, sources, error, reduction)
         numbers["classification_accuracy_score"] = score
@@ -161,36 +161,43 @@ def measure_samples(
     Returns:
         The numbers, and what they mean.
     """
-    labels = class_labels(len(hierarchy.classes), config.evaluation.generated_per_class)
-    generated = draw_samples(
-        config, hierarchy, labels, reduction=reduction, what="samples for the classification accuracy score"
-    )
+    labels = torch.tensor(class_labels(len(hierarchy.classes), config.evaluation.generated_per_class))
+    generated = draw_samples(config, hierarchy, labels.tolist(), reduction=reduction, what="samples to be measured")
     real = _gathered(sources.train, config, hierarchy, reduction)
-    held_out = _gathered(sources.validation, config, hierarchy, reduction)
-    scores = classification_scores(
-        config,
-        {
-            "generated": (generated.images, torch.tensor(labels)),
-            "reconstructed": (real["restored"], real["labels"]),
-            "real": (real["images"], real["labels"]),
-        },
-        held_out,
-        len(hierarchy.classes),
-        reduction,
-        next(hierarchy.autoencoder.parameters()).device,
-    )
     copies = copy_share(
         generated.images, generated.codes, real["images"], _training_codes(run), threshold=reconstruction_error
     )
+    numbers = {"copies": copies.share, "copies_by_codes": copies.by_codes}
     about = (
+        f"copies: share of {len(labels)} generated images whose codes equal those of a training image, or whose pixels "
+        "are as near to one as reconstructions are on average (mean squared error on [0, 1] up to "
+        f"{reconstruction_error:.2g})"
+    )
+    held_out = _labelled(_gathered(sources.validation, config, hierarchy, reduction))
+    real = _labelled(real)
+    if not len(held_out["labels"]) or not len(real["labels"]):
+        return numbers, f"{about}. There is no accuracy score without labels in both splits"
+    if min(hierarchy.image_size) < SMALLEST_SIDE:
+        return numbers, f"{about}. There is no accuracy score under {SMALLEST_SIDE} pixels, the classifier's smallest"
+    training = {
+        "generated": (generated.images, labels),
+        "reconstructed": (real["restored"], real["labels"]),
+        "real": (real["images"], real["labels"]),
+    }
+    device = next(hierarchy.autoencoder.parameters()).device
+    scores = classification_scores(config, training, held_out, len(hierarchy.classes), reduction, device)
+    score_about = (
         f"accuracy on {len(held_out['labels'])} held-out real images of a classifier trained for "
         f"{config.evaluation.classifier_steps} steps on {len(labels)} generated images, on reconstructions of "
         f"{len(real['labels'])} training images, and on these themselves; mean of "
-        f"{config.evaluation.classifier_seeds} seeds. copies: share of the generated images whose codes equal those "
-        "of a training image, or whose pixels are as near to one as reconstructions are on average "
-        f"(mean squared error on [0, 1] up to {reconstruction_error:.2g})"
+        f"{config.evaluation.classifier_seeds} seeds"
     )
-    return {**scores, "copies": copies.share, "copies_by_codes": copies.by_codes}, about
+    return {**scores, **numbers}, f"{score_about}. {about}"
+
+
+def _labelled(images: dict[str, Tensor]) -> dict[str, Tensor]:
+    known = images["labels"] >= 0
+    return {name: column[known] for name, column in images.items()}
 
 
 def classification_scores(

@@ -13,6 +13,7 @@ from hvq.distributed import Reduction
 from hvq.evaluation.generation import Generated, generate
 from hvq.evaluation.pictures import sample_grid
 from hvq.files import write_folder, write_tensors
+from hvq.priors import SamplingOptions
 from hvq.storage import Hierarchy, RunFolder
 
 TENSORS = "samples.safetensors"
@@ -40,7 +41,7 @@ def draw_samples(
     """Samples of some classes, with a progress bar in codes per second on the first process's terminal.
 
     Args:
-        config: of the run.
+        config: of the run; `priors.<level>.sampling` says how codes are drawn.
         hierarchy: with a prior for every level.
         labels: a class for each sample.
         reduction: over the processes that share the work.
@@ -64,6 +65,7 @@ def draw_samples(
             labels=labels,
             seed=config.seed if seed is None else seed,
             chunk_size=config.chunk_size,
+            options={name: SamplingOptions(**config.prior(name).sampling.model_dump()) for name in hierarchy.priors},
             reduction=reduction,
             after_position=after_position,
         )

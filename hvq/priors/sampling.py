@@ -35,7 +35,7 @@ class SamplingOptions:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
             raise ConfigurationError(
                 "temperature must be at least 0, top_p in (0, 1] and top_k at least 1 or None; received "
                 f"{self.temperature}, {self.top_p} and {self.top_k}"

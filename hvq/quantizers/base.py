@@ -81,8 +81,8 @@ class Quantizer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def initialize(self, latents: Tensor, num_batches: int, reduction: Reduction) -> None:
-        """Set the codebook by k-means over `latents` `[n, D]` of all processes, from `num_batches` of each."""
+    def initialize(self, latents: Tensor, num_steps: float, reduction: Reduction) -> None:
+        """Set the codebook by k-means over `latents` `[n, D]` of all processes, worth `num_steps` optimizer steps."""
 
 
 # torch.export and DistributedDataParallel look inside registered dataclasses.

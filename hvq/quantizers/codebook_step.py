@@ -26,7 +26,8 @@ class CodebookStep:
     >>> quantizer = VectorQuantizer(codebook_size=3, code_dimension=2)
     >>> codebooks = CodebookStep({"top": quantizer})
     >>> codebooks.add({"top": quantizer(torch.randn(5, 2, 7))})
-    >>> codebooks.step()
+    >>> codebooks.step().keys()
+    dict_keys(['top'])
     """
 
     def __init__(self, quantizers: Mapping[str, Quantizer], optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -45,22 +46,28 @@ class CodebookStep:
         self._collected.clear()
 
     @torch.no_grad()
-    def step(self, reduction: Reduction | None = None) -> None:
+    def step(self, reduction: Reduction | None = None) -> dict[str, Tensor]:
         """Sum over micro-batches and processes in one collective, learn, revive, clear.
 
         Args:
             reduction: over the processes that train together; one process by default.
+
+        Returns:
+            How many codes of each level were revived, int64 scalars.
         """
         reduction = reduction or Reduction()
         names = [name for name in self.quantizers if name in self._collected]
         merged = [_merge(self._collected[name], reduction.size) for name in names]
         sums = [tensor for statistics in merged for tensor in (statistics.counts, statistics.sums)]
         totals, candidates = reduction.sum_packed(sums, [statistics.candidates for statistics in merged])
+        revivals: dict[str, Tensor] = {}
         for i, name in enumerate(names):
             quantizer = self.quantizers[name]
             revived = quantizer.apply_statistics(totals[2 * i], totals[2 * i + 1], candidates[i])
             self._reset_moments(quantizer, revived)
+            revivals[name] = revived.sum()
         self.discard()
+        return revivals
 
     def _reset_moments(self, quantizer: Quantizer, revived: Tensor) -> None:
         codebook = getattr(quantizer, "codebook", None)

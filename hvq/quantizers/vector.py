@@ -16,8 +16,8 @@ from hvq.quantizers.base import CodebookStatistics, Quantizer, QuantizerResult
 from hvq.quantizers.kmeans import kmeans
 from hvq.quantizers.search import nearest_code
 
-# Knuth's multiplicative hash (a prime): its multiples modulo N visit a batch evenly without following its grid.
-_SPREAD = 2_654_435_761
+# Where every latent is met exactly, each is as good a candidate for revival as any other.
+_LEAST_ERROR = 1e-30
 # Laplace smoothing of counts where they divide; never stored.
 _SMOOTHING = 1e-5
 # Step t weighs at least 9 / (10 + t) in the moving averages: they begin as averages over a tenth of the steps so far.
@@ -127,7 +127,7 @@ class VectorQuantizer(Quantizer):
             vectors=_straight_through(latents, _unflatten(quantized, latents)),
             codes=codes.view(latents.shape[0], *latents.shape[2:]),
             losses=losses,
-            statistics=self._statistics(flat.detach(), codes, weights) if learns else None,
+            statistics=self._statistics(flat.detach(), quantized.detach(), codes, weights) if learns else None,
         )
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -168,16 +168,17 @@ class VectorQuantizer(Quantizer):
         if isinstance(self.codebook, nn.Parameter):
             self.codebook.requires_grad_(False)
 
-    def _statistics(self, flat: Tensor, codes: Tensor, weights: Tensor | None) -> CodebookStatistics:
+    def _statistics(self, flat: Tensor, quantized: Tensor, codes: Tensor, weights: Tensor | None) -> CodebookStatistics:
         size = self.codebook_size
         if weights is not None:
             # Positions that do not count go to a bin of their own, which is cut off below.
             codes = torch.where(weights, codes, size)
         counts = torch.bincount(codes, minlength=size + 1)[:size]
         sums = flat.new_zeros(size + 1, self.code_dimension).index_add_(0, codes, flat)[:size]
-        valid = flat if weights is None else flat[weights]
-        spread = torch.arange(max(16, size // 16), device=flat.device) * _SPREAD
-        return CodebookStatistics(counts, sums, valid[spread % valid.shape[0]])
+        errors = (flat - quantized).square().sum(dim=1, dtype=torch.float64) + _LEAST_ERROR
+        if weights is not None:
+            errors = errors * weights
+        return CodebookStatistics(counts, sums, flat[_by_error(errors, max(16, size // 16))])
 
     @torch.no_grad()
     def apply_statistics(self, counts: Tensor, sums: Tensor, candidates: Tensor) -> Tensor:
@@ -224,19 +225,19 @@ class VectorQuantizer(Quantizer):
         return torch.zeros_like(dead).index_put_((order,), chosen)
 
     @torch.no_grad()
-    def initialize(self, latents: Tensor, num_batches: int, reduction: Reduction) -> None:
+    def initialize(self, latents: Tensor, num_steps: float, reduction: Reduction) -> None:
         """Set the codebook by k-means; the moving averages are those of one such batch, sum = count x vector.
 
         Args:
             latents: `[n, D]` of this process.
-            num_batches: optimizer steps whose latents these are.
+            num_steps: optimizer steps whose latents these are.
             reduction: joins the latents of all processes.
         """
         everything = reduction.concatenate(latents.detach().to(self.codebook.dtype))
         clusters = kmeans(everything, self.codebook_size)
         self.codebook.copy_(reduction.first(clusters.centroids))
         # Processes may have needed different numbers of batches, but hold the same averages.
-        self.moving_counts.copy_(reduction.first(clusters.counts / num_batches))
+        self.moving_counts.copy_(reduction.first(clusters.counts / num_steps))
         self.alive.copy_(reduction.first(clusters.alive.to(torch.uint8)).bool())
         if self.learning == "moving_average":
             self.moving_sums.copy_(self.codebook * self.moving_counts.unsqueeze(1))
@@ -252,6 +253,17 @@ class VectorQuantizer(Quantizer):
 
         super()._apply(keep_precision, recurse)
         return self
+
+
+def _by_error(errors: Tensor, number: int) -> Tensor:
+    """Indices `[number]` of latents, each taken in proportion to its squared error, as in k-means++.
+
+    Systematic sampling at equal steps of the cumulated error, so no random draw: where codes already stand close, as on
+    the background of pictures, hardly any candidate is taken.
+    """
+    cumulated = errors.cumsum(dim=0)
+    steps = (torch.arange(number, device=errors.device) + 0.5) / number
+    return torch.searchsorted(cumulated, steps * cumulated[-1]).clamp(max=len(errors) - 1)
 
 
 def _straight_through(latents: Tensor, quantized: Tensor) -> Tensor:

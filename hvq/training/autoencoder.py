@@ -16,7 +16,7 @@ from hvq.data import Batch, ImageSource, Sources, TrainingStream, build_sources,
 from hvq.data.pixels import bytes_to_model, model_to_unit
 from hvq.distributed import Reduction
 from hvq.randomness import uniform
-from hvq.storage import RunFolder, save_autoencoder
+from hvq.storage import RunFolder, load_autoencoder, save_autoencoder
 from hvq.storage.models import AutoencoderDescription
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.code_window import CodeWindow
@@ -27,6 +27,8 @@ from hvq.training.processes import describe, make_accelerator
 from hvq.training.seeds import seeded
 
 STAGE = "autoencoder"
+# What a resumed run must share with the one that was stopped.
+_SETTINGS = ("seed", "mixed_precision", "data", "autoencoder", "autoencoder_training")
 # Held-out images looked at while training; the whole split is evaluated at the end.
 _HELD_OUT_IMAGES = 1_024
 
@@ -46,7 +48,7 @@ def fit_autoencoder(
         run: where everything lies.
         accelerator: of the processes; made from the configuration by default.
         sources: the images; those of `config.data` by default.
-        resume: go on from the training checkpoint, if there is one.
+        resume: go on from the training checkpoint, if there is one; a run that is done is left as it is.
 
     Returns:
         The trained model, in evaluation mode, on the accelerator's device.
@@ -55,9 +57,9 @@ def fit_autoencoder(
     training = config.autoencoder_training
     sources = sources or build_sources(config.data, config.seed)
     model, optimization = _prepare(config, accelerator)
-    checkpoint = TrainingCheckpoint(run.checkpoint(STAGE), optimization, config)
-    if resume:
-        checkpoint.load_if_present()
+    checkpoint = TrainingCheckpoint(run.checkpoint(STAGE), optimization, config.parts(*_SETTINGS))
+    if resume and not checkpoint.load_if_present() and run.autoencoder.exists():
+        return _already_trained(run, accelerator)
     start = optimization.step_number
     stream = _stream(config, sources.train, optimization.reduction, start)
     if accelerator.is_main_process:
@@ -68,7 +70,8 @@ def fit_autoencoder(
     )
     log.say(f"training the autoencoder on {len(sources.train)} images: {describe(accelerator)}")
     if needs_codebooks(model):
-        initialize_codebooks(model, (_joined(step, accelerator) for step in stream), optimization.reduction)
+        images = (bytes_to_model(batch.images.to(accelerator.device)) for step in stream for batch in step)
+        initialize_codebooks(model, images, optimization.reduction, batches_per_step=training.micro_batches)
     window = CodeWindow(model.quantizers)
     train(
         optimization,
@@ -90,6 +93,11 @@ def fit_autoencoder(
         checkpoint.remove()
     accelerator.wait_for_everyone()
     return model.eval()
+
+
+def _already_trained(run: RunFolder, accelerator: Accelerator) -> Autoencoder:
+    accelerator.print(f"{run.autoencoder} is already trained; train without --resume to start anew")
+    return load_autoencoder(run.autoencoder)[0].to(accelerator.device)
 
 
 def _prepare(config: RunConfig, accelerator: Accelerator) -> tuple[Autoencoder, Optimization]:
@@ -166,8 +174,3 @@ def _stream(config: RunConfig, source: ImageSource, reduction: Reduction, start:
         workers=config.data.workers,
         start_step=start,
     )
-
-
-def _joined(micro_batches: list[Batch], accelerator: Accelerator) -> Tensor:
-    """The images of one optimizer step of this process."""
-    return bytes_to_model(torch.cat([batch.images for batch in micro_batches]).to(accelerator.device))

@@ -6,13 +6,13 @@ weights, codebooks, optimizer moments and that number are everything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvq.config import RunConfig
 from hvq.errors import CheckpointError
 from hvq.files import read_json, read_tensors, remove_folder, write_folder, write_json, write_tensors
 from hvq.storage.models import load_state
@@ -20,7 +20,7 @@ from hvq.training.optimization import Optimization
 
 FORMAT_VERSION = 1
 # Fields that may differ from the run that is resumed: they change what is logged, not what is computed.
-_FREE_FIELDS = {"log_every", "evaluate_every", "checkpoint_every"}
+_FREE_FIELDS = {"log_every", "checkpoint_every", "workers", "sampling"}
 
 
 class TrainingCheckpoint:
@@ -29,17 +29,21 @@ class TrainingCheckpoint:
     Args:
         folder: where it lies.
         optimization: what is saved and restored.
-        config: of the run; a checkpoint of another configuration is refused.
+        settings: what the stage depends on, as plain values; a checkpoint of others is refused.
         extra: further tensors to keep, such as the best weights so far; filled on loading.
     """
 
     def __init__(
-        self, folder: Path, optimization: Optimization, config: RunConfig, extra: dict[str, Tensor] | None = None
+        self,
+        folder: Path,
+        optimization: Optimization,
+        settings: Mapping[str, Any],
+        extra: dict[str, Tensor] | None = None,
     ) -> None:
         self.folder = folder
         self.optimization = optimization
         self.extra = {} if extra is None else extra
-        self._config = _comparable(config)
+        self._settings = _comparable(settings)
 
     def save(self) -> None:
         """Write the state after the running step; the main process writes, and all wait for it."""
@@ -58,7 +62,7 @@ class TrainingCheckpoint:
             "format_version": FORMAT_VERSION,
             "step": optimization.step_number,
             "scaler": None if scaler is None else scaler.state_dict(),
-            "config": self._config,
+            "settings": self._settings,
         }
         write_json(partial / "state.json", state)
 
@@ -76,10 +80,11 @@ class TrainingCheckpoint:
                 f"training checkpoint in {self.folder} has format_version {state.get('format_version')}; "
                 f"this version of hvq resumes {FORMAT_VERSION}"
             )
-        if state["config"] != self._config:
+        difference = _first_difference(state.get("settings"), self._settings)
+        if difference is not None:
             raise CheckpointError(
-                f"training checkpoint in {self.folder} is of another configuration; resume with the one it was made "
-                "with (config.json of the run folder), or train without --resume"
+                f"training checkpoint in {self.folder} is of another configuration ({difference}); resume with the one "
+                "it was made with, or train without --resume"
             )
         self._restore(state)
         return True
@@ -124,12 +129,19 @@ def restore_optimizer(optimization: Optimization, tensors: dict[str, Tensor]) ->
         optimization.optimizer.state[parameter][moment] = tensor.to(device)
 
 
-def _comparable(config: RunConfig) -> dict[str, Any]:
-    plain: dict[str, Any] = config.model_dump(mode="json")
+def _comparable(value: Any) -> Any:
+    """Plain values without the fields that may differ."""
+    if isinstance(value, Mapping):
+        return {key: _comparable(item) for key, item in value.items() if key not in _FREE_FIELDS}
+    return value
 
-    def without_free(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: without_free(item) for key, item in value.items() if key not in _FREE_FIELDS}
-        return value
 
-    return {key: without_free(value) for key, value in plain.items()}
+def _first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
+    """Where two trees of plain values differ first, in words; None where they do not."""
+    if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
+        for key in [*wanted, *(key for key in saved if key not in wanted)]:
+            difference = _first_difference(saved.get(key), wanted.get(key), f"{path}.{key}" if path else key)
+            if difference is not None:
+                return difference
+        return None
+    return None if saved == wanted else f"{path or 'settings'} is {wanted}, and was {saved}"

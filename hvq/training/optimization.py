@@ -34,11 +34,13 @@ class StepReport:
         terms: the losses, means over micro-batches and processes.
         gradient_norm: before clipping.
         skipped: whether the step was left out, for a gradient that was not finite.
+        revived: codes that were revived, by level name.
     """
 
     terms: dict[str, float]
     gradient_norm: float
     skipped: bool
+    revived: dict[str, Tensor]
 
 
 class Optimization:
@@ -102,8 +104,8 @@ class Optimization:
         self.accelerator.unscale_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         agreed, counts = self._agree(reports, norm)
-        self._finish_step(counts)
-        return StepReport(terms=agreed, gradient_norm=float(norm), skipped=not counts)
+        revived = self._finish_step(counts)
+        return StepReport(terms=agreed, gradient_norm=float(norm), skipped=not counts, revived=revived)
 
     def _prepare_step(self) -> None:
         for group in self.optimizer.param_groups:
@@ -121,12 +123,13 @@ class Optimization:
         terms = dict(zip(names, (value / self.reduction.size for value in summed[1:]), strict=True))
         return terms, summed[0] == 0
 
-    def _finish_step(self, counts: bool) -> None:
+    def _finish_step(self, counts: bool) -> dict[str, Tensor]:
+        revived: dict[str, Tensor] = {}
         if counts or self.accelerator.scaler is not None:
             # With a loss scale, the scaler itself leaves the weights alone where gradients overflowed.
             self.optimizer.step()
         if counts:
-            self.codebooks.step(self.reduction)
+            revived = self.codebooks.step(self.reduction)
             self.average.update(self.step_number)
         else:
             self.codebooks.discard()
@@ -138,6 +141,7 @@ class Optimization:
                 "lower learning_rate, or look at the data"
             )
         self.step_number += 1
+        return revived
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -16,7 +16,7 @@ from hvq.distributed import Reduction
 from hvq.errors import ConfigurationError, DataError
 from hvq.priors import Prior, build_prior
 from hvq.priors.likelihood import hidden_labels, nats_per_code, prior_inputs
-from hvq.storage import RunFolder, encoder_hash, load_autoencoder, save_prior
+from hvq.storage import RunFolder, encoder_hash, load_autoencoder, load_prior, save_prior
 from hvq.storage.models import PriorDescription
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.log import TrainingLog
@@ -47,7 +47,7 @@ def fit_prior(
         run: where everything lies.
         level: name of the level.
         accelerator: of the processes; made from the configuration by default.
-        resume: go on from the training checkpoint, if there is one.
+        resume: go on from the training checkpoint, if there is one; a prior that is done is left as it is.
 
     Returns:
         The trained prior, in evaluation mode, on the accelerator's device.
@@ -64,9 +64,12 @@ def fit_prior(
         prior = _build(stage, codes, level)
     optimization = Optimization(prior, stage.training, accelerator, seed=config.seed)
     best = BestWeights()
-    checkpoint = TrainingCheckpoint(run.checkpoint(name), optimization, config, extra=best.tensors)
-    if resume:
-        checkpoint.load_if_present()
+    settings = {**config.parts("seed", "mixed_precision"), "prior": stage.model_dump(mode="json")}
+    settings["encoder_hash"] = codes.encoder_hash
+    checkpoint = TrainingCheckpoint(run.checkpoint(name), optimization, settings, extra=best.tensors)
+    if resume and not checkpoint.load_if_present() and run.prior(level).exists():
+        accelerator.print(f"{run.prior(level)} is already trained; train without --resume to start anew")
+        return load_prior(run.prior(level))[0].to(accelerator.device)
     start = optimization.step_number
     stream = TrainingStream(
         codes,
@@ -77,6 +80,9 @@ def fit_prior(
         seed=config.seed,
         start_step=start,
     )
+    if accelerator.is_main_process:
+        # Later stages read it there: how codes are drawn is a part of it.
+        run.save_config(config)
     log = TrainingLog(
         stage=name, file=run.metrics_lines, accelerator=accelerator, steps=stage.training.steps, start_step=start
     )

@@ -13,7 +13,11 @@ def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
     """The accelerator of a run: devices and processes as the launcher gives them, TensorBoard where it is installed."""
     trackers = ["tensorboard"] if is_tensorboard_available() else []
     return Accelerator(
-        mixed_precision=config.mixed_precision, log_with=trackers, project_dir=str(run.path / "tensorboard")
+        mixed_precision=config.mixed_precision,
+        # Micro-batches are counted by the training loop; a launcher's own setting would divide the loss once more.
+        gradient_accumulation_steps=1,
+        log_with=trackers,
+        project_dir=str(run.path / "tensorboard"),
     )
 
 

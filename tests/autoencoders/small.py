@@ -44,9 +44,7 @@ def small_model(ratios: Sequence[int], **arguments: Any) -> Autoencoder:
             if not bool(parameter.any()):
                 parameter.normal_(std=0.3)
         for quantizer in model.quantizers.values():
-            quantizer.load_state_dict(
-                {**quantizer.state_dict(), "codebook": 0.5 * torch.randn_like(codebook(quantizer))}
-            )
+            codebook(quantizer).mul_(0.5)
     return model
 
 

@@ -27,7 +27,7 @@ class Batches:
 
 def distortion(model: Autoencoder, images: Tensor, name: str) -> float:
     """Mean squared distance of a level's latents to their vectors over the variance of the latents."""
-    latents = model.latents(images, name)
+    latents = model.latents(images, name).detach()
     result = model.quantizers[name](latents.T.unsqueeze(0))
     return float(result.losses["commitment"] / latents.var(dim=0).mean())
 
@@ -72,7 +72,7 @@ def test_finer_levels_are_fitted_given_the_new_coarser_codebooks() -> None:
     with torch.no_grad():
         codebook(model.quantizers["top"]).fill_(1_000.0)
     initialize_codebooks(model, [images])
-    latents = model.latents(images, "bottom")
+    latents = model.latents(images, "bottom").detach()
     assert float(latents.abs().max()) < 100, "the top's old codebook would have pushed the bottom's latents far off"
     assert float(codebook(model.quantizers["bottom"]).abs().max()) < 100
 

@@ -1,70 +1,90 @@
-"""Nats per code against an independent sum, and what a prior is asked."""
-
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from hvq.data import CodeBatch
-from hvq.priors import TransformerPrior
+from hvq.priors import Condition, Prior
 from hvq.priors.likelihood import hidden_labels, nats_per_code, prior_inputs
-
-LEVELS = ("top", "bottom")
-
-
-def batch_of(rows: range) -> CodeBatch:
-    """Rows of one fixed set of codes."""
-    generator = torch.Generator().manual_seed(0)
-    codes = {
-        "top": torch.randint(7, (17, 2, 3), generator=generator),
-        "bottom": torch.randint(5, (17, 3, 5), generator=generator),
-    }
-    index = torch.tensor(list(rows))
-    labels = (index % 4) - 1
-    return CodeBatch({name: code[index] for name, code in codes.items()}, labels, index, index // 5)
+from tests.priors.small import LEVELS, NUM_CLASSES, SIZES, coarser_than, codes_of, small_prior
 
 
-@pytest.fixture(scope="module")
-def prior() -> TransformerPrior:
-    torch.manual_seed(0)
-    return TransformerPrior(codebook_size=5, coarser={"top": 7}, num_classes=3, width=8, layers=1, heads=2).double()
+def code_batch(rows: int, epoch: int = 0) -> CodeBatch:
+    return CodeBatch(
+        codes={level: codes_of(level, rows) for level in LEVELS},
+        labels=torch.arange(rows) % (NUM_CLASSES + 1) - 1,
+        indices=100 + torch.arange(rows),
+        epochs=torch.full((rows,), epoch),
+    )
 
 
-@pytest.mark.parametrize("chunk_size", [3, 17, 20])
-def test_nats_are_the_mean_over_all_codes_for_any_chunk_size(prior: TransformerPrior, chunk_size: int) -> None:
-    prior.eval()
-    whole = batch_of(range(17))
-    targets, condition = prior_inputs(whole, "bottom", level_names=LEVELS, device=torch.device("cpu"))
-    with torch.no_grad():
-        probabilities = prior(targets, condition).softmax(-1)
-    expected = [-math.log(p[c]) for p, c in zip(probabilities.flatten(0, 2).tolist(), targets.flatten(), strict=True)]
-    prior.train()
-    batches = [batch_of(range(start, min(17, start + chunk_size))) for start in range(0, 17, chunk_size)]
-    nats = nats_per_code(prior, batches, "bottom", level_names=LEVELS, chunk_size=chunk_size)
-    assert nats == pytest.approx(np.mean(expected), rel=1e-12)
+def part(batch: CodeBatch, rows: slice) -> CodeBatch:
+    codes = {level: codes[rows] for level, codes in batch.codes.items()}
+    return CodeBatch(codes, batch.labels[rows], batch.indices[rows], batch.epochs[rows])
+
+
+def nats_by_hand(prior: Prior, batch: CodeBatch, level: str) -> float:
+    """One image at a time, one code at a time."""
+    nats = []
+    for row in range(len(batch)):
+        coarser = {name: batch.codes[name][row : row + 1] for name in coarser_than(level)}
+        codes = batch.codes[level][row : row + 1]
+        logits = prior(codes, Condition(coarser, batch.labels[row : row + 1])).flatten(0, -2).tolist()
+        for scores, code in zip(logits, codes.flatten().tolist(), strict=True):
+            nats.append(math.log(sum(math.exp(score) for score in scores)) - scores[code])
+    return sum(nats) / len(nats)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("chunk_size", [1, 2, 5, 7])
+def test_nats_are_those_counted_by_hand_for_any_chunk(level: str, chunk_size: int) -> None:
+    prior, batch = small_prior(level).double(), code_batch(7)
+    batches = [part(batch, slice(start, start + chunk_size)) for start in range(0, 7, chunk_size)]
+    found = nats_per_code(prior, batches, level, level_names=LEVELS, chunk_size=chunk_size)
+    assert found == pytest.approx(nats_by_hand(prior, batch, level), rel=1e-12)
+
+
+def test_nats_of_a_uniform_prior_are_log_k() -> None:
+    prior = small_prior()
+    for parameter in prior.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    found = nats_per_code(prior, [code_batch(5)], "top", level_names=LEVELS, chunk_size=5)
+    assert found == pytest.approx(math.log(SIZES["top"]))
+
+
+def test_the_mode_is_left_as_it_was_and_no_drop_out_counts() -> None:
+    prior, batch = small_prior(dropout=0.5), code_batch(3)
+    expected = nats_per_code(prior, [batch], "top", level_names=LEVELS, chunk_size=3)
+    assert not prior.training
+    assert nats_per_code(prior.train(), [batch], "top", level_names=LEVELS, chunk_size=3) == expected
     assert prior.training
 
 
-def test_a_prior_is_told_coarser_levels_only_and_no_hidden_label() -> None:
-    batch = batch_of(range(5))
-    hidden = torch.tensor([True, False, False, True, False])
-    device = torch.device("cpu")
-    targets, condition = prior_inputs(batch, "bottom", level_names=LEVELS, device=device, hidden_labels=hidden)
-    assert torch.equal(targets, batch.codes["bottom"])
-    assert list(condition.codes) == ["top"]
-    assert condition.labels is not None
-    assert condition.labels.tolist() == [-1, 0, 1, -1, -1]
-    _, of_top = prior_inputs(batch, "top", level_names=LEVELS, device=device)
-    assert not of_top.codes
+def test_a_prior_is_told_coarser_codes_and_the_class() -> None:
+    batch = code_batch(5)
+    codes, condition = prior_inputs(batch, "middle", level_names=LEVELS, device=torch.device("cpu"))
+    assert torch.equal(codes, batch.codes["middle"])
+    assert tuple(condition.codes) == ("top",)
+    assert torch.equal(condition.codes["top"], batch.codes["top"])
+    assert torch.equal(condition.labels, batch.labels)
 
 
-def test_label_dropout_depends_on_seed_epoch_and_row_alone() -> None:
-    whole = hidden_labels(batch_of(range(17)), seed=0, share=0.5)
-    parts = [hidden_labels(batch_of(range(start, start + 1)), seed=0, share=0.5) for start in range(17)]
-    assert torch.equal(torch.cat(parts), whole)
-    assert 0 < int(whole.sum()) < 17
-    assert not torch.equal(hidden_labels(batch_of(range(17)), seed=1, share=0.5), whole)
-    assert not hidden_labels(batch_of(range(17)), seed=0, share=0.0).any()
+def test_hidden_classes_become_unknown() -> None:
+    batch = code_batch(5)
+    hidden = torch.tensor([False, True, True, False, False])
+    _, condition = prior_inputs(batch, "top", level_names=LEVELS, device=torch.device("cpu"), hidden_labels=hidden)
+    assert condition.labels.tolist() == [-1, -1, -1, 2, -1]
+    assert batch.labels.tolist() == [-1, 0, 1, 2, -1], "the batch keeps its own"
+
+
+def test_label_drop_out_hides_a_share_by_epoch_and_row() -> None:
+    batch = code_batch(4001)
+    hidden = hidden_labels(batch, seed=0, share=0.3)
+    assert float(hidden.double().mean()) == pytest.approx(0.3, abs=0.03)
+    rows = slice(17, 31)
+    assert torch.equal(hidden_labels(part(batch, rows), seed=0, share=0.3), hidden[rows])
+    for other in (hidden_labels(batch, seed=1, share=0.3), hidden_labels(code_batch(4001, epoch=1), seed=0, share=0.3)):
+        assert not torch.equal(other, hidden)
+    assert not bool(hidden_labels(batch, seed=0, share=0.0).any())

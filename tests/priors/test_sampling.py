@@ -1,127 +1,246 @@
-"""Sampling: sample i depends on (seed, i) alone, and cached and naive sampling draw the same codes."""
-
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from hvq.errors import ConfigurationError, HVQError
-from hvq.priors import Condition, SamplingOptions, TransformerPrior, sample_hierarchy, sample_level
+from hvq.errors import ConfigurationError, DataError, HVQError
+from hvq.priors import Condition, Prior, SamplingOptions, sample_hierarchy, sample_level
 from hvq.priors.sampling import draw, gumbel_noise
+from tests.priors.small import GRIDS, LEVELS, SIZES, condition_of, small_prior
 
-GRIDS = {"top": (2, 3), "bottom": (3, 5)}
-SIZES = {"top": 7, "bottom": 11}
+options_of_interest = [SamplingOptions(), SamplingOptions(temperature=0.7, top_k=3), SamplingOptions(top_p=0.8)]
 
 
-@pytest.fixture(scope="module")
-def priors() -> dict[str, TransformerPrior]:
+def naive(
+    prior: Prior, condition: Condition, level: str, samples: list[int], seed: int, options: SamplingOptions
+) -> tuple[Tensor, Tensor]:
+    """Codes `[B, h, w]` by a whole forward for every position, and the logits `[B, T, K]` that they came from."""
+    height, width = GRIDS[level]
+    codes = torch.zeros(len(samples), height, width, dtype=torch.int64)
+    used = []
+    for row in range(height):
+        for column in range(width):
+            logits = prior(codes, condition)[:, row, column]
+            noise = gumbel_noise(seed, samples, level, row * width + column, prior.codebook_size)
+            codes[:, row, column] = draw(logits, noise, options)
+            used.append(logits)
+    return codes, torch.stack(used, dim=1)
+
+
+# --- cached against naive ---
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("options", options_of_interest)
+@torch.no_grad()
+def test_cached_sampling_draws_the_codes_of_the_naive_loop_in_float64(level: str, options: SamplingOptions) -> None:
+    prior, condition, samples = small_prior(level).double(), condition_of(level, 3), [5, 0, 17]
+    expected, _ = naive(prior, condition, level, samples, 3, options)
+    found = sample_level(prior, condition, GRIDS[level], level=level, samples=samples, seed=3, options=options)
+    assert torch.equal(found, expected)
+    assert len(found.unique()) > 2
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@torch.no_grad()
+def test_in_float32_codes_differ_at_most_where_two_candidates_tie(level: str) -> None:
+    prior, condition, samples = small_prior(level), condition_of(level, 5), list(range(5))
+    expected, logits = naive(prior, condition, level, samples, 3, SamplingOptions())
+    found = sample_level(prior, condition, GRIDS[level], level=level, samples=samples, seed=3)
+    for sample in range(5):
+        differs = (found[sample] != expected[sample]).flatten().nonzero().flatten().tolist()
+        if differs:
+            first = differs[0]
+            noise = gumbel_noise(3, [sample], level, first, SIZES[level])[0]
+            scores = logits[sample, first] + noise.float()
+            a, b = found[sample].flatten()[first], expected[sample].flatten()[first]
+            assert float((scores[a] - scores[b]).abs()) <= 1e-5 * float(logits.abs().max())
+
+
+# --- a hierarchy ---
+
+
+def hierarchy() -> dict[str, Prior]:
+    return {level: small_prior(level).double() for level in LEVELS}
+
+
+@torch.no_grad()
+def test_each_level_is_drawn_given_the_coarser_ones_and_the_class() -> None:
+    priors, labels = hierarchy(), [2, -1, 0]
+    found = sample_hierarchy(priors, GRIDS, samples=range(3), labels=labels, seed=1, chunk_size=3)
+    assert tuple(found) == LEVELS
+    for i, level in enumerate(LEVELS):
+        condition = Condition({name: found[name] for name in LEVELS[:i]}, torch.tensor(labels))
+        expected, _ = naive(priors[level], condition, level, [0, 1, 2], 1, SamplingOptions())
+        assert torch.equal(found[level], expected)
+
+
+def test_the_order_of_mappings_does_not_matter() -> None:
+    priors = hierarchy()
+    expected = sample_hierarchy(priors, GRIDS, samples=[3, 7], chunk_size=2)
+    shuffled = {name: priors[name] for name in ("bottom", "top", "middle")}
+    grids = {name: GRIDS[name] for name in ("middle", "bottom", "top")}
+    found = sample_hierarchy(shuffled, grids, samples=[3, 7], chunk_size=2)
+    assert tuple(found) == LEVELS
+    assert all(torch.equal(found[name], codes) for name, codes in expected.items())
+
+
+@settings(max_examples=20)
+@given(
+    samples=st.lists(st.integers(0, 6), min_size=0, max_size=5),
+    chunk_size=st.sampled_from([1, 2, 3]),
+)
+def test_a_sample_hangs_on_its_number_and_label_alone(samples: list[int], chunk_size: int) -> None:
     torch.manual_seed(0)
-    result = {
-        "top": TransformerPrior(codebook_size=7, num_classes=3, width=12, layers=2, heads=3),
-        "bottom": TransformerPrior(codebook_size=11, coarser={"top": 7}, num_classes=3, width=12, layers=2, heads=3),
-    }
-    for prior in result.values():
-        with torch.no_grad():
-            for parameter in prior.parameters():
-                parameter.add_(0.3 * torch.randn_like(parameter))
-        prior.double().eval()
-    return result
+    priors = {level: small_prior(level, layers=1).double() for level in ("top", "middle")}
+    grids = dict.fromkeys(priors, (1, 3))
+    whole = sample_hierarchy(priors, grids, samples=range(7), labels=[n % 3 for n in range(7)], chunk_size=7)
+    part = sample_hierarchy(priors, grids, samples=samples, labels=[n % 3 for n in samples], chunk_size=chunk_size)
+    for level in priors:
+        assert part[level].shape == (len(samples), 1, 3)
+        assert torch.equal(part[level], whole[level][samples])
 
 
-def naive(prior: TransformerPrior, condition: Condition, level: str, samples: list[int], seed: int) -> Tensor:
-    """One whole forward for every position."""
-    codes = torch.zeros(len(samples), *GRIDS[level], dtype=torch.int64)
-    for position in range(codes[0].numel()):
-        logits = prior(codes, condition).flatten(1, 2)[:, position]
-        noise = gumbel_noise(seed, samples, level, position, SIZES[level])
-        codes.view(len(samples), -1)[:, position] = (logits + noise).argmax(-1)
-    return codes
+def test_seed_label_and_options_make_other_samples() -> None:
+    priors = hierarchy()
+
+    def sampled(**arguments: Any) -> Tensor:
+        request = {"samples": range(5), "labels": [0] * 5, "chunk_size": 5, **arguments}
+        return sample_hierarchy(priors, GRIDS, **request)["bottom"]
+
+    first = sampled()
+    assert torch.equal(sampled(), first)
+    cold = {"bottom": SamplingOptions(temperature=0)}
+    for changed in (sampled(seed=1), sampled(labels=[1] * 5), sampled(options=cold), sampled(samples=range(5, 10))):
+        assert not torch.equal(changed, first)
+    assert torch.equal(sampled(options={name: SamplingOptions() for name in LEVELS}), first)
 
 
-def test_cached_sampling_draws_the_codes_of_the_naive_loop(priors: dict[str, TransformerPrior]) -> None:
-    samples, labels = [3, 0, 8, 5], torch.tensor([0, 2, -1, 1])
-    coarse: dict[str, Tensor] = {}
-    for level, prior in priors.items():
-        condition = Condition(codes=dict(coarse), labels=labels)
-        cached = sample_level(prior, condition, GRIDS[level], level=level, samples=samples, seed=5)
-        with torch.no_grad():
-            assert torch.equal(cached, naive(prior, condition, level, samples, seed=5))
-        coarse[level] = cached
+def test_progress_is_told_after_every_position_of_every_chunk() -> None:
+    calls: list[int] = []
+    sample_hierarchy(
+        {"top": small_prior()}, {"top": (2, 3)}, samples=range(5), chunk_size=2, after_position=lambda: calls.append(1)
+    )
+    assert len(calls) == 3 * 6
 
 
-@pytest.mark.parametrize("chunk_size", [1, 2, 5, 64])
-def test_a_sample_is_the_same_whatever_else_is_drawn(priors: dict[str, TransformerPrior], chunk_size: int) -> None:
-    numbers, labels = [0, 1, 2, 3, 4], [2, 0, 1, 0, -1]
-    whole = sample_hierarchy(priors, GRIDS, samples=numbers, labels=labels, seed=9, chunk_size=chunk_size)
-    for i in (4, 1):
-        alone = sample_hierarchy(priors, GRIDS, samples=[i], labels=[labels[i]], seed=9, chunk_size=chunk_size)
-        assert all(torch.equal(alone[name][0], whole[name][i]) for name in GRIDS)
-    other = sample_hierarchy(priors, GRIDS, samples=numbers, labels=labels, seed=10, chunk_size=chunk_size)
-    assert not torch.equal(other["bottom"], whole["bottom"])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"labels": [0, 0]}, "3 samples and 2 labels"),
+        ({"labels": [0, 3, 0]}, r"0 \.\. 2"),
+        ({"options": {"botom": SamplingOptions()}}, "options name botom; the levels are top, middle, bottom"),
+        ({"grids": {"top": (2, 3)}}, "missing middle, bottom"),
+    ],
+)
+def test_requests_that_do_not_fit_are_refused(change: dict[str, Any], fault: str) -> None:
+    arguments = {"grids": GRIDS, "samples": range(3), "chunk_size": 2, **change}
+    with pytest.raises(HVQError, match=fault):
+        sample_hierarchy(hierarchy(), arguments.pop("grids"), **arguments)
 
 
-def test_grids_may_come_in_any_order_and_no_samples_are_none(priors: dict[str, TransformerPrior]) -> None:
-    shuffled = {"bottom": GRIDS["bottom"], "top": GRIDS["top"]}
-    one = sample_hierarchy(priors, shuffled, samples=range(3), chunk_size=4)
-    assert list(one) == ["top", "bottom"]
-    none = sample_hierarchy(priors, GRIDS, samples=[], chunk_size=4)
-    assert {name: tuple(codes.shape) for name, codes in none.items()} == {"top": (0, 2, 3), "bottom": (0, 3, 5)}
-    with pytest.raises(HVQError, match="missing bottom"):
-        sample_hierarchy(priors, {"top": GRIDS["top"]}, samples=[0])
+def test_a_finer_level_without_its_coarser_ones_is_refused() -> None:
+    with pytest.raises(HVQError, match="missing top"):
+        sample_hierarchy({"middle": small_prior("middle")}, {"middle": (2, 3)}, samples=[0])
 
 
-def test_progress_is_told_once_for_each_position(priors: dict[str, TransformerPrior]) -> None:
-    ticks: list[int] = []
-    sample_hierarchy(priors, GRIDS, samples=range(5), chunk_size=2, after_position=lambda: ticks.append(1))
-    assert len(ticks) == 3 * (2 * 3 + 3 * 5)
+def test_sampling_takes_nothing_from_the_random_state() -> None:
+    prior = small_prior(dropout=0.5).train()
+    state = torch.get_rng_state()
+    sample_hierarchy({"top": prior}, {"top": (2, 3)}, samples=range(3), chunk_size=3)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_noise_is_a_function_of_its_keys_and_is_gumbel() -> None:
-    whole = gumbel_noise(0, [4, 7], "top", 3, 50_000)
-    assert torch.equal(gumbel_noise(0, [7], "top", 3, 50_000)[0], whole[1])
-    for other in (gumbel_noise(1, [7], "top", 3, 9), gumbel_noise(0, [7], "bottom", 3, 9)):
-        assert not torch.equal(other[0], whole[1, :9])
-    assert not torch.equal(gumbel_noise(0, [7], "top", 2, 9)[0], whole[1, :9])
-    # Mean and variance of the standard Gumbel distribution: Euler's constant, pi^2 / 6.
-    assert float(whole.mean()) == pytest.approx(np.euler_gamma, abs=0.02)
-    assert float(whole.var()) == pytest.approx(np.pi**2 / 6, abs=0.04)
+# --- noise ---
 
 
-LOGITS = torch.tensor([[1.0, 3.0, 0.5, 2.0, -1.0]], dtype=torch.float64)
+def test_noise_is_a_function_of_seed_sample_level_and_position() -> None:
+    noise = gumbel_noise(1, [3, 5, 7], "top", 11, 13)
+    assert noise.dtype == torch.float64
+    assert noise.device.type == "cpu"
+    assert torch.equal(gumbel_noise(1, [7, 3], "top", 11, 13), noise[[2, 0]])
+    for other in [(2, [3, 5, 7], "top", 11), (1, [4, 6, 8], "top", 11), (1, [3, 5, 7], "bottom", 11)]:
+        assert not bool((gumbel_noise(*other, 13) == noise).any())
+    assert not bool((gumbel_noise(1, [3, 5, 7], "top", 12, 13) == noise).any())
 
 
-def frequencies(options: SamplingOptions, draws: int = 40_000) -> Tensor:
-    noise = torch.stack([gumbel_noise(0, [0], "x", position, 5)[0] for position in range(draws)])
-    codes = draw(LOGITS.expand(draws, -1), noise, options)
-    return torch.bincount(codes, minlength=5).double() / draws
+def test_noise_is_standard_gumbel() -> None:
+    noise = gumbel_noise(0, range(5003), "top", 0, 7).flatten().numpy()
+    assert noise.mean() == pytest.approx(0.5772, abs=0.03)
+    assert noise.var() == pytest.approx(math.pi**2 / 6, rel=0.05)
+    ordered = np.sort(noise)
+    distribution = np.exp(-np.exp(-ordered))
+    assert np.abs(distribution - (np.arange(len(ordered)) + 0.5) / len(ordered)).max() < 0.012
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_follow_the_softmax_of_the_logits_over_temperature(temperature: float) -> None:
-    expected = (LOGITS[0] / temperature).softmax(-1)
-    assert (frequencies(SamplingOptions(temperature=temperature)) - expected).abs().max() < 0.01
+# --- one draw ---
+
+LOGITS = [1.3, -0.4, 0.2, 2.0, -3.0, 0.9, 0.0]
 
 
-def test_temperature_zero_takes_the_most_probable_code() -> None:
-    assert frequencies(SamplingOptions(temperature=0.0), draws=100).tolist() == [0, 1, 0, 0, 0]
+def shares_by_hand(options: SamplingOptions) -> list[float]:
+    """The distribution that options leave of `LOGITS`."""
+    weights = [math.exp(logit / options.temperature) for logit in LOGITS]
+    order = sorted(range(len(weights)), key=lambda code: -weights[code])
+    kept = order if options.top_k is None else order[: options.top_k]
+    total, so_far, chosen = sum(weights[code] for code in kept), 0.0, []
+    for code in kept:
+        if so_far < options.top_p:
+            chosen.append(code)
+        so_far += weights[code] / total
+    remaining = sum(weights[code] for code in chosen)
+    return [weights[code] / remaining if code in chosen else 0.0 for code in range(len(weights))]
 
 
-def test_top_k_and_top_p_cut_and_renormalise() -> None:
-    probabilities = LOGITS[0].softmax(-1)
-    kept = torch.tensor([0, 1, 0, 1, 0], dtype=torch.float64)
-    expected = probabilities * kept / (probabilities * kept).sum()
-    assert (frequencies(SamplingOptions(top_k=2)) - expected).abs().max() < 0.01
-    # The two most probable codes hold 0.83 of the whole: the second one completes every share between.
-    two = float((probabilities * kept).sum())
-    first = float(probabilities.max())
-    assert (frequencies(SamplingOptions(top_p=two - 1e-3)) - expected).abs().max() < 0.01
-    assert frequencies(SamplingOptions(top_p=first - 1e-3), draws=100).tolist() == [0, 1, 0, 0, 0]
-    assert (frequencies(SamplingOptions(top_k=99, top_p=1.0)) - probabilities).abs().max() < 0.01
+@pytest.mark.parametrize(
+    "options",
+    [
+        SamplingOptions(),
+        SamplingOptions(temperature=0.5),
+        SamplingOptions(temperature=2.0),
+        SamplingOptions(top_k=3),
+        SamplingOptions(top_k=100),
+        SamplingOptions(top_p=0.7),
+        SamplingOptions(top_p=0.01),
+        SamplingOptions(temperature=1.7, top_k=5, top_p=0.8),
+    ],
+)
+def test_draws_follow_the_distribution_that_options_leave(options: SamplingOptions) -> None:
+    number = 20_011
+    noise = gumbel_noise(0, range(number), "top", 0, len(LOGITS))
+    codes = draw(torch.tensor(LOGITS).double().expand(number, -1), noise, options)
+    found = torch.bincount(codes, minlength=len(LOGITS)) / number
+    for share, expected in zip(found.tolist(), shares_by_hand(options), strict=True):
+        assert abs(share - expected) <= 4 * math.sqrt(expected * (1 - expected) / number)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -0.1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}])
-def test_options_that_mean_nothing_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ConfigurationError, match="received"):
-        SamplingOptions(**bad)  # type: ignore[arg-type]
+def test_temperature_nought_takes_the_most_probable_code_whatever_the_noise() -> None:
+    noise = gumbel_noise(0, range(101), "top", 0, len(LOGITS))
+    codes = draw(torch.tensor(LOGITS).expand(101, -1), noise, SamplingOptions(temperature=0))
+    assert set(codes.tolist()) == {3}
+
+
+def test_a_code_of_probability_nought_is_never_drawn() -> None:
+    logits = torch.tensor([0.0, -torch.inf, 0.0]).expand(1009, -1)
+    for options in options_of_interest:
+        assert 1 not in draw(logits, gumbel_noise(0, range(1009), "top", 0, 3), options)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": -0.1}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"temperature": float("nan")}]
+)
+def test_options_out_of_range_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="temperature must be"):
+        SamplingOptions(**fields)
+
+
+def test_labels_out_of_range_are_a_data_error() -> None:
+    with pytest.raises(DataError, match="trained without"):
+        sample_hierarchy({"top": small_prior(num_classes=0)}, {"top": (1, 1)}, samples=[0], labels=[0])

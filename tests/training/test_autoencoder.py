@@ -49,7 +49,7 @@ def test_it_learns(trained_run: TrainedRun) -> None:
 def test_it_writes_a_row_for_every_step_that_is_logged(trained_run: TrainedRun) -> None:
     rows = [row for row in _rows(trained_run.run) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 41))
-    per_level = {f"{name}.{level}" for name in ("usage", "perplexity") for level in ("top", "bottom")}
+    per_level = {f"{name}.{level}" for name in ("usage", "perplexity", "revived") for level in ("top", "bottom")}
     expected = {"reconstruction", "commitment", "loss", "gradient_norm", "images_per_second", "time", "stage", "step"}
     assert all(set(row) == expected | per_level for row in rows)
     assert all(0 < row["usage.top"] <= 1 <= row["perplexity.top"] <= 11 for row in rows)
@@ -206,7 +206,9 @@ def test_what_is_refused_leaves_the_run_as_it_was(trained_run: TrainedRun, tmp_p
         fit_autoencoder(config, run)
     before = files_below(run.path)
     other = changed(config, autoencoder_training__learning_rate=0.5)
-    with pytest.raises(CheckpointError, match=r"is of another configuration; resume with the one it was made with"):
+    with pytest.raises(
+        CheckpointError, match=r"of another configuration \(autoencoder_training.learning_rate is 0.5, and was 0.003\)"
+    ):
         fit_autoencoder(other, run, resume=True)
     uneven = changed(config, autoencoder_training__micro_batches=5)
     with pytest.raises(ConfigurationError, match="batch_size must be a multiple of processes times micro_batches"):

@@ -18,6 +18,8 @@ from hvq.training.checkpoints import TrainingCheckpoint, optimizer_tensors
 from hvq.training.optimization import Losses, Optimization
 from tests.runs import changed, differing, tiny_config
 
+PARTS = ("seed", "autoencoder", "autoencoder_training")
+
 
 def _optimization(config: RunConfig, steps: int) -> Optimization:
     torch.manual_seed(steps)
@@ -43,7 +45,9 @@ def config(tmp_path: Path) -> RunConfig:
 
 @pytest.fixture
 def folder(tmp_path: Path, config: RunConfig) -> Path:
-    TrainingCheckpoint(tmp_path / "stage", _optimization(config, 3), config, {"best": torch.arange(7)}).save()
+    TrainingCheckpoint(
+        tmp_path / "stage", _optimization(config, 3), config.parts(*PARTS), {"best": torch.arange(7)}
+    ).save()
     return tmp_path / "stage"
 
 
@@ -51,7 +55,7 @@ def test_everything_comes_back(folder: Path, config: RunConfig) -> None:
     saved, restored = _optimization(config, 3), _optimization(config, 0)
     extra: dict[str, Tensor] = {}
     assert differing(_everything(saved), _everything(restored))
-    assert TrainingCheckpoint(folder, restored, config, extra).load_if_present()
+    assert TrainingCheckpoint(folder, restored, config.parts(*PARTS), extra).load_if_present()
     assert differing(_everything(saved), _everything(restored)) == []
     assert restored.step_number == 3
     assert extra["best"].tolist() == list(range(7))
@@ -65,15 +69,15 @@ def test_it_is_safetensors_and_json_without_partial_files(folder: Path) -> None:
 
 def test_where_there_is_none_there_is_nothing_to_load(tmp_path: Path, config: RunConfig) -> None:
     optimization = _optimization(config, 0)
-    assert not TrainingCheckpoint(tmp_path / "none", optimization, config).load_if_present()
+    assert not TrainingCheckpoint(tmp_path / "none", optimization, config.parts(*PARTS)).load_if_present()
     assert optimization.step_number == 0
 
 
 def test_saving_again_replaces_it(folder: Path, config: RunConfig) -> None:
     optimization = _optimization(config, 5)
-    TrainingCheckpoint(folder, optimization, config).save()
+    TrainingCheckpoint(folder, optimization, config.parts(*PARTS)).save()
     restored = _optimization(config, 0)
-    TrainingCheckpoint(folder, restored, config).load_if_present()
+    TrainingCheckpoint(folder, restored, config.parts(*PARTS)).load_if_present()
     assert restored.step_number == 5
     assert differing(_everything(optimization), _everything(restored)) == []
 
@@ -86,14 +90,14 @@ def test_an_interrupted_save_leaves_the_one_before(
 
     monkeypatch.setattr("hvq.training.checkpoints.write_json", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        TrainingCheckpoint(folder, _optimization(config, 5), config).save()
+        TrainingCheckpoint(folder, _optimization(config, 5), config.parts(*PARTS)).save()
     restored = _optimization(config, 0)
-    assert TrainingCheckpoint(folder, restored, config).load_if_present()
+    assert TrainingCheckpoint(folder, restored, config.parts(*PARTS)).load_if_present()
     assert restored.step_number == 3
 
 
 def test_when_the_stage_is_done_it_goes(folder: Path, config: RunConfig) -> None:
-    checkpoint = TrainingCheckpoint(folder, _optimization(config, 0), config)
+    checkpoint = TrainingCheckpoint(folder, _optimization(config, 0), config.parts(*PARTS))
     for _ in range(2):
         checkpoint.remove()
         assert list(folder.parent.iterdir()) == []
@@ -122,23 +126,30 @@ def _without(name: str) -> Callable[[Path], None]:
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "training checkpoint at .* is damaged"),
         (lambda folder: shutil.copy(folder / "extra.safetensors", folder / "model.safetensors"), "lacks the tensor"),
         (_edit_state(format_version=2), "format_version 2; this version of hvq resumes 1"),
-        (_edit_state(config={}), "is of another configuration"),
+        (_edit_state(settings={}), "is of another configuration"),
     ],
 )
 def test_damage_is_refused(folder: Path, config: RunConfig, damage: Callable[[Path], object], sentence: str) -> None:
     damage(folder)
     with pytest.raises(CheckpointError, match=sentence):
-        TrainingCheckpoint(folder, _optimization(config, 0), config).load_if_present()
+        TrainingCheckpoint(folder, _optimization(config, 0), config.parts(*PARTS)).load_if_present()
 
 
-@pytest.mark.parametrize("field", ["log_every", "evaluate_every", "checkpoint_every"])
+@pytest.mark.parametrize("field", ["log_every", "checkpoint_every"])
 def test_what_is_only_logged_may_change(folder: Path, config: RunConfig, field: str) -> None:
     other = changed(config, **{f"autoencoder_training__{field}": 17})
-    assert TrainingCheckpoint(folder, _optimization(config, 0), other).load_if_present()
+    assert TrainingCheckpoint(folder, _optimization(config, 0), other.parts(*PARTS)).load_if_present()
 
 
-@pytest.mark.parametrize("changes", [{"seed": 4}, {"autoencoder__levels__top__width": 9}, {"chunk_size": 5}])
-def test_what_is_computed_may_not(folder: Path, config: RunConfig, changes: dict[str, object]) -> None:
-    checkpoint = TrainingCheckpoint(folder, _optimization(config, 0), changed(config, **changes))
-    with pytest.raises(CheckpointError, match=r"another configuration; .*or train without --resume"):
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"seed": 4}, "seed is 4, and was 3"),
+        ({"autoencoder__levels__top__width": 9}, r"autoencoder\.levels\.top\.width is 9, and was 8"),
+        ({"autoencoder_training__evaluate_every": 7}, r"autoencoder_training\.evaluate_every is 7, and was 5"),
+    ],
+)
+def test_what_is_computed_may_not(folder: Path, config: RunConfig, changes: dict[str, object], difference: str) -> None:
+    checkpoint = TrainingCheckpoint(folder, _optimization(config, 0), changed(config, **changes).parts(*PARTS))
+    with pytest.raises(CheckpointError, match=rf"another configuration \({difference}\); .*or train without --resume"):
         checkpoint.load_if_present()

@@ -14,7 +14,6 @@ from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.log import TrainingLog
 from hvq.training.loop import train
 from hvq.training.optimization import Losses, Optimization
-from tests.runs import tiny_config
 
 CONFIG = OptimizationConfig(
     steps=7, warmup_steps=0, average_decay=0.9, log_every=3, evaluate_every=2, checkpoint_every=4
@@ -30,7 +29,7 @@ class _Recorder:
         self.optimization = Optimization(self.layer, CONFIG, Accelerator(), seed=0)
         self.optimization.step_number = start
         self.file = folder / "metrics.jsonl"
-        self.checkpoint = TrainingCheckpoint(folder / "checkpoint", self.optimization, tiny_config(folder))
+        self.checkpoint = TrainingCheckpoint(folder / "checkpoint", self.optimization, {})
         self.calls: list[tuple[str, int]] = []
         self.looked_at: list[Tensor] = []
         self._record_saves()
