@@ -262,7 +262,7 @@ def _by_error(errors: Tensor, number: int) -> Tensor:
     the background of pictures, hardly any candidate is taken.
     """
     cumulated = errors.cumsum(dim=0)
-    steps = (torch.arange(number, device=errors.device) + 0.5) / number
+    steps = (torch.arange(number, device=errors.device, dtype=errors.dtype) + 0.5) / number
     return torch.searchsorted(cumulated, steps * cumulated[-1]).clamp(max=len(errors) - 1)
 
 

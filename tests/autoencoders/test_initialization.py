@@ -43,6 +43,16 @@ def test_takes_as_many_batches_as_give_32_latents_per_code_at_every_level() -> N
     assert float(model.quantizers["bottom"].moving_counts.sum()) == pytest.approx(72.0)
 
 
+def test_averages_begin_as_those_of_a_step_of_several_batches() -> None:
+    one, three = small_model((2,)), small_model((2,))
+    three.load_state_dict(one.state_dict())
+    images = [pictures(3, 8, 12) for _ in range(2)]
+    initialize_codebooks(one, images)
+    initialize_codebooks(three, images, batches_per_step=3)
+    assert torch.allclose(three.quantizers["top"].moving_counts, 3 * one.quantizers["top"].moving_counts)
+    assert torch.equal(codebook(three.quantizers["top"]), codebook(one.quantizers["top"]))
+
+
 def test_or_all_there_are() -> None:
     model = small_model((2, 2))
     initialize_codebooks(model, [pictures(1, 4, 4)])

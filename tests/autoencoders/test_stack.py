@@ -330,7 +330,7 @@ def test_a_few_steps_learn_at_every_level() -> None:
         codebooks.add(result.levels)
         optimizer.step()
         codebooks.step()
-        totals.append(float(total))
+        totals.append(total.item())
     assert totals[-1] < 0.9 * totals[0]
     flags = ("alive", "initialized")
     unmoved = [

@@ -117,6 +117,18 @@ def test_moments_of_revived_codes_are_forgotten_and_those_of_others_kept(kind: t
         assert (moment != 0).all(dim=1).logical_not().nonzero().flatten().tolist() == [2, 5]
 
 
+def test_tells_how_many_codes_of_each_level_were_revived() -> None:
+    quantizers = two_levels()
+    codebooks = CodebookStep(quantizers)
+    for quantizer in quantizers.values():
+        quantizer.steps.fill_(100_000)
+        quantizer.moving_counts.fill_(1e6)
+    quantizers["bottom"].moving_counts[[2, 5, 11]] = 0.0
+    add_all(codebooks, quantizers, [batches_of(quantizers, 2)])
+    assert {name: int(number) for name, number in codebooks.step().items()} == {"top": 0, "bottom": 3}
+    assert codebooks.step() == {}
+
+
 def test_works_before_the_optimizer_has_a_state() -> None:
     quantizer = VectorQuantizer(codebook_size=11, code_dimension=3, learning="gradient")
     optimizer = torch.optim.Adam(nn.ModuleList([quantizer]).parameters())

@@ -31,7 +31,8 @@ def with_kmeans_and_revival(codebook_size: int) -> dict[str, Tensor]:
     quantizer = VectorQuantizer(codebook_size=codebook_size, code_dimension=3, revival_threshold=0.5)
     batches = [torch.randn(2 + 3 * reduction.rank, 3, 5, 7) * (1 + reduction.rank) + step / 10 for step in range(STEPS)]
     quantizer.initialize(torch.movedim(batches[0], 1, -1).flatten(0, -2), 1 + reduction.rank, reduction)
-    return train(quantizer, batches, reduction)
+    first = {f"first {name}": tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    return {**first, **train(quantizer, batches, reduction)}
 
 
 @pytest.mark.processes

@@ -275,9 +275,29 @@ def test_statistics_are_counts_sums_and_latents_of_the_batch() -> None:
     assert result.statistics.counts.tolist() == counts
     assert result.statistics.counts.dtype == torch.int64
     assert torch.allclose(result.statistics.sums, sums, atol=1e-12)
-    found = (result.statistics.candidates.unsqueeze(1) == rows).all(dim=2)
-    assert bool(found.any(dim=1).all())
-    assert len(result.statistics.candidates.unique(dim=0)) == 16, "of 110 latents, 16 different ones"
+
+
+@pytest.mark.parametrize("codebook_size", [7, 512])
+def test_candidates_for_revival_are_latents_in_proportion_to_their_squared_error(codebook_size: int) -> None:
+    """A third of the latents is met exactly, a third lies at distance 1, and a third at distance √3."""
+    quantizer = quantizer_of(codebook_size, 1).double()
+    quantizer.codebook.copy_(1000.0 * torch.arange(codebook_size).double().unsqueeze(1))
+    errors = torch.tensor([0.0, 1.0, 3.0**0.5]).repeat(67).double()
+    latents = 1000.0 + errors.view(1, 1, -1)
+    candidates = quantizer(latents).statistics.candidates[:, 0] - 1000.0
+    number = max(16, codebook_size // 16)
+    assert candidates.shape == (number,)
+    for distance, share in [(0.0, 0.0), (1.0, 0.25), (3.0**0.5, 0.75)]:
+        taken = int((candidates - distance).abs().lt(1e-6).sum())
+        assert abs(taken - share * number) <= 2
+
+
+def test_where_all_latents_are_met_candidates_are_spread_over_the_batch() -> None:
+    quantizer = quantizer_of(101, 1).double()
+    quantizer.codebook.copy_(torch.arange(101).double().unsqueeze(1))
+    candidates = quantizer(torch.arange(101).double().view(1, 1, -1)).statistics.candidates.flatten()
+    assert len(candidates.unique()) == 16
+    assert float(candidates.sort().values.diff().max()) < 10
 
 
 # --- moving averages ---

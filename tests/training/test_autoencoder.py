@@ -207,7 +207,7 @@ def test_what_is_refused_leaves_the_run_as_it_was(trained_run: TrainedRun, tmp_p
     before = files_below(run.path)
     other = changed(config, autoencoder_training__learning_rate=0.5)
     with pytest.raises(
-        CheckpointError, match=r"of another configuration \(autoencoder_training.learning_rate is 0.5, and was 0.003\)"
+        CheckpointError, match=r"of another configuration \(autoencoder_training.learning_rate is 0.5, and was 0.01\)"
     ):
         fit_autoencoder(other, run, resume=True)
     uneven = changed(config, autoencoder_training__micro_batches=5)
