@@ -20,7 +20,7 @@ FEWER_STEPS = [
     "priors.bottom.training.steps=2",
     "sampling.samples_per_class=2",
     "evaluation.generated_per_class=3",
-    "evaluation.classifier_steps=3",
+    "evaluation.classifier_steps=10",
     "evaluation.classifier_seeds=1",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available
 
@@ -11,9 +12,12 @@ from hvq.storage import RunFolder
 
 def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
     """The accelerator of a run: devices and processes as the launcher gives them, TensorBoard where it is installed."""
-    trackers = ["tensorboard"] if is_tensorboard_available() else []
+    # None rather than an empty list, at which accelerate warns.
+    trackers = ["tensorboard"] if is_tensorboard_available() else None
     return Accelerator(
         mixed_precision=config.mixed_precision,
+        # Sums over processes and held-out means are float64, which Apple's GPUs do not have.
+        cpu=torch.backends.mps.is_available(),
         # Micro-batches are counted by the training loop; a launcher's own setting would divide the loss once more.
         gradient_accumulation_steps=1,
         log_with=trackers,
