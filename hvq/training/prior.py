@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -64,22 +65,13 @@ def fit_prior(
         prior = _build(stage, codes, level)
     optimization = Optimization(prior, stage.training, accelerator, seed=config.seed)
     best = BestWeights()
-    settings = {**config.parts("seed", "mixed_precision"), "prior": stage.model_dump(mode="json")}
-    settings["encoder_hash"] = codes.encoder_hash
+    settings = _settings(config, stage, codes)
     checkpoint = TrainingCheckpoint(run.checkpoint(name), optimization, settings, extra=best.tensors)
     if resume and not checkpoint.load_if_present() and run.prior(level).exists():
         accelerator.print(f"{run.prior(level)} is already trained; train without --resume to start anew")
         return load_prior(run.prior(level))[0].to(accelerator.device)
     start = optimization.step_number
-    stream = TrainingStream(
-        codes,
-        batch_size=stage.training.batch_size,
-        micro_batches=stage.training.micro_batches,
-        rank=optimization.reduction.rank,
-        processes=optimization.reduction.size,
-        seed=config.seed,
-        start_step=start,
-    )
+    stream = _stream(config, stage, codes, optimization)
     if accelerator.is_main_process:
         # Later stages read it there: how codes are drawn is a part of it.
         run.save_config(config)
@@ -109,6 +101,26 @@ def fit_prior(
         checkpoint.remove()
     accelerator.wait_for_everyone()
     return prior.eval()
+
+
+def _settings(config: RunConfig, stage: PriorStageConfig, codes: CodeFolder) -> dict[str, Any]:
+    """What a resumed run must share with the one that was stopped."""
+    own = {"prior": stage.model_dump(mode="json"), "encoder_hash": codes.encoder_hash}
+    return {**config.parts("seed", "mixed_precision"), **own}
+
+
+def _stream(
+    config: RunConfig, stage: PriorStageConfig, codes: CodeFolder, optimization: Optimization
+) -> TrainingStream[CodeBatch]:
+    return TrainingStream(
+        codes,
+        batch_size=stage.training.batch_size,
+        micro_batches=stage.training.micro_batches,
+        rank=optimization.reduction.rank,
+        processes=optimization.reduction.size,
+        seed=config.seed,
+        start_step=optimization.step_number,
+    )
 
 
 class BestWeights:
