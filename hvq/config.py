@@ -10,8 +10,6 @@ from functools import reduce
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -21,18 +19,12 @@ from pydantic import (
     model_validator,
 )
 
+from hvq.config_base import FrozenModel, Share, ShareBelowOne
+from hvq.config_quantizers import QuantizerConfig, VectorQuantizerConfig
 from hvq.level_names import default_level_names, in_level_order
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-ShareBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 # Level names become names of folders, modules and override paths, so they hold neither dots nor slashes.
 LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-
-
-class FrozenModel(BaseModel):
-    """Base of every configuration: immutable, and unknown fields are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -96,24 +88,6 @@ DataConfig = Annotated[
     Field(discriminator="kind", description="where the images come from"),
 ]
 
-# --- quantizers -----------------------------------------------------------------------------------------------------
-
-
-class VectorQuantizerConfig(FrozenModel):
-    """Nearest codebook vector in Euclidean distance (arXiv 1711.00937)."""
-
-    kind: Literal["vector"] = "vector"
-    learning: Literal["moving_average", "gradient"] = Field(
-        "moving_average", description="how the codebook is learned: moving averages of its latents, or codebook loss"
-    )
-    decay: ShareBelowOne = Field(0.99, description="of the moving averages, per optimizer step")
-    revival_threshold: ShareBelowOne = Field(
-        0.05, description="a code used less than this share of fair usage (1 / K) is revived; 0 turns revival off"
-    )
-
-
-QuantizerConfig = Annotated[VectorQuantizerConfig, Field(description="how latents become codes")]
-
 # --- autoencoder ----------------------------------------------------------------------------------------------------
 
 
@@ -126,8 +100,8 @@ class LevelConfig(FrozenModel):
     width: PositiveInt = Field(128, description="channels of this level's features")
     residual_blocks: NonNegativeInt = Field(2, description="residual blocks in its encoder and in its merge")
     residual_width: PositiveInt = Field(32, description="channels inside a residual block")
-    codebook_size: PositiveInt = Field(512, description="K, the number of codes")
-    code_dimension: PositiveInt = Field(64, description="D, the length of a codebook vector")
+    codebook_size: PositiveInt = Field(512, description="K, the number of values of a code")
+    code_dimension: PositiveInt = Field(64, description="D, the length of the vector that codes stand for")
     quantizer: QuantizerConfig = Field(default_factory=VectorQuantizerConfig)
 
 
@@ -211,6 +185,10 @@ class AutoencoderTrainingConfig(OptimizationConfig):
     commitment_weight: NonNegativeFloat = Field(0.25, description="beta, which multiplies the commitment loss alone")
     codebook_weight: NonNegativeFloat = Field(
         1.0, description="of the codebook loss, where codebooks learn by gradient"
+    )
+    entropy_weight: NonNegativeFloat = Field(0.1, description="of the entropy terms of lookup-free quantizers")
+    kl_weight: NonNegativeFloat = Field(
+        5e-4, description="of the divergence from the uniform prior, in nats per code, of Gumbel quantizers"
     )
 
 

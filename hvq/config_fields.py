@@ -95,7 +95,7 @@ def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is Literal:
         return " | ".join(str(choice) for choice in arguments)
     if origin is tuple:
-        return f"[{', '.join(type_text(member) for member in arguments)}]"
+        return f"[{', '.join('...' if member is Ellipsis else type_text(member) for member in arguments)}]"
     if origin is dict:
         return "mapping by name, not empty" if metadata else "mapping by name"
     return _PLAIN_TYPES[annotation] + _bounds(metadata)

@@ -11,22 +11,33 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from hvq import config as configuration
+from hvq import config_quantizers
 from hvq.autoencoders import AutoencoderLoss, ConvolutionalDecoder, ConvolutionalEncoder
 from hvq.config import AutoencoderConfig, LevelConfig, PriorStageConfig, RunConfig
 from hvq.data import Augmentation, array_sources, digit_sources, folder_sources, photo_sources
 from hvq.level_names import default_level_names
 from hvq.priors import SamplingOptions, TransformerPrior
 from hvq.quantizers import VectorQuantizer
+from hvq.quantizers.finite_scalar import FiniteScalarQuantizer
+from hvq.quantizers.gumbel import GumbelQuantizer
+from hvq.quantizers.lookup_free import LookupFreeQuantizer
+from hvq.quantizers.residual import ResidualQuantizer
+from hvq.quantizers.sim import SimQuantizer
 
 # A configuration, what it describes, and how many defaults the two have in common at the least.
 DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
-    (configuration.VectorQuantizerConfig, VectorQuantizer, 3),
+    (config_quantizers.VectorQuantizerConfig, VectorQuantizer, 8),
+    (config_quantizers.FiniteScalarQuantizerConfig, FiniteScalarQuantizer, 1),
+    (config_quantizers.LookupFreeQuantizerConfig, LookupFreeQuantizer, 4),
+    (config_quantizers.SimQuantizerConfig, SimQuantizer, 1),
+    (config_quantizers.GumbelQuantizerConfig, GumbelQuantizer, 4),
+    (config_quantizers.ResidualQuantizerConfig, ResidualQuantizer, 1),
     (configuration.TransformerPriorConfig, TransformerPrior, 5),
     (configuration.LevelConfig, ConvolutionalEncoder, 2),
     (configuration.LevelConfig, ConvolutionalDecoder, 2),
     (configuration.DecoderConfig, ConvolutionalDecoder, 2),
     (configuration.AutoencoderConfig, ConvolutionalEncoder, 1),
-    (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 3),
+    (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 5),
     (configuration.CodeSamplingConfig, SamplingOptions, 3),
     (configuration.AugmentationConfig, Augmentation, 4),
     (configuration.DigitsConfig, digit_sources, 2),
@@ -38,7 +49,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
 
 MODELS = [
     value
-    for value in vars(configuration).values()
+    for value in (*vars(configuration).values(), *vars(config_quantizers).values())
     if inspect.isclass(value) and issubclass(value, configuration.FrozenModel)
 ]
 

@@ -46,7 +46,10 @@ def test_fields_of_every_kind_stand_with_their_kind() -> None:
 
 def test_levels_priors_and_data_are_all_listed() -> None:
     assert FIELDS["autoencoder.levels.<level>.ratio", ""].default is None
-    assert FIELDS["autoencoder.levels.<level>.quantizer.decay", ""].default == "0.99"
+    assert (
+        FIELDS["autoencoder.levels.<level>.quantizer.decay", "autoencoder.levels.<level>.quantizer.kind=vector"].default
+        == "0.99"
+    )
     assert FIELDS["priors.<level>.model.heads", ""].type == "integer > 0"
     assert FIELDS["priors.<level>.sampling.top_k", ""].default == "null"
     assert FIELDS["data.kind", ""].default == "digits"

@@ -197,7 +197,8 @@ def test_what_was_written_as_json_is_read_back(tmp_path: Path, seed: int, rate: 
             'data.kind: expected digits | photos | folder | array, received "foldr" (where the images come from); '
             "did you mean folder?",
         ),
-        ("autoencoder.levels.top.quantizer.kind=fsq", 'quantizer.kind: expected vector, received "fsq"'),
+        ("autoencoder.levels.top.quantizer.kind=fsq", "quantizer.kind: expected vector | residual"),
+        ("autoencoder.levels.top.quantizer.kind=gumble", "did you mean gumbel?"),
         ("autoencoder.levels.top.ratio=0", "autoencoder.levels.top.ratio: expected integer > 0, received 0 ("),
         ("autoencoder.levels.top.ratio=2.5", "autoencoder.levels.top.ratio: expected integer > 0, received 2.5 ("),
         ("data.size=[8]", "data.size"),

@@ -1,6 +1,6 @@
 """Levels, the stack that they make, and the losses that train it."""
 
-from hvq.autoencoders.build import build_autoencoder, convolutional_autoencoder
+from hvq.autoencoders.build import build_autoencoder, check_autoencoder, convolutional_autoencoder
 from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, ResidualBlock
 from hvq.autoencoders.initialization import initialize_codebooks
 from hvq.autoencoders.level import Level
@@ -16,6 +16,7 @@ __all__ = [
     "Level",
     "ResidualBlock",
     "build_autoencoder",
+    "check_autoencoder",
     "convolutional_autoencoder",
     "initialize_codebooks",
 ]

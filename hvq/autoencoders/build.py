@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, convolution
 from hvq.autoencoders.level import Level
 from hvq.autoencoders.stack import Autoencoder
-from hvq.config import AutoencoderConfig, LevelConfig, QuantizerConfig
-from hvq.quantizers import Quantizer, VectorQuantizer
+from hvq.config import AutoencoderConfig, LevelConfig
+from hvq.errors import ConfigurationError
+from hvq.quantizers import Quantizer
+from hvq.quantizers.build import build_quantizer
 
 
 def convolutional_autoencoder(
@@ -48,10 +52,21 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     return Autoencoder(levels=levels, decoder=decoder)
 
 
-def build_quantizer(config: QuantizerConfig, *, codebook_size: int, code_dimension: int) -> Quantizer:
-    """The quantizer of one level."""
-    arguments = config.model_dump(exclude={"kind"})
-    return VectorQuantizer(codebook_size=codebook_size, code_dimension=code_dimension, **arguments)
+def check_autoencoder(config: AutoencoderConfig) -> None:
+    """Build on the meta device, where no tensor takes memory: what a constructor refuses is refused here.
+
+    Raises:
+        ConfigurationError: naming the level.
+    """
+    with torch.device("meta"):
+        build_autoencoder(config)
+
+
+def _build_quantizer(name: str, level: LevelConfig) -> Quantizer:
+    try:
+        return build_quantizer(level.quantizer, codebook_size=level.codebook_size, code_dimension=level.code_dimension)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"autoencoder.levels.{name}: {error}") from None
 
 
 def _context_channels(config: AutoencoderConfig, names: list[str], i: int) -> int:
@@ -75,9 +90,7 @@ def _build_level(config: AutoencoderConfig, names: list[str], i: int) -> Level:
             spatial_dims=config.spatial_dims,
         ),
         projection=convolution(config.spatial_dims, level.width + context, level.code_dimension, kernel=1, gain=1.0),
-        quantizer=build_quantizer(
-            level.quantizer, codebook_size=level.codebook_size, code_dimension=level.code_dimension
-        ),
+        quantizer=_build_quantizer(names[i], level),
         merge=None if is_finest else _build_merge(level, context + level.code_dimension, config.spatial_dims),
         learn_absent=config.level_dropout > 0 and i > 0,
     )

@@ -17,7 +17,7 @@ _LATENTS_PER_CODE = 32
 
 def needs_codebooks(model: Autoencoder) -> bool:
     """Whether any level's codebook has not been initialized; a flag that checkpoints keep."""
-    return not all(bool(quantizer.initialized) for quantizer in model.quantizers.values())
+    return not all(quantizer.initialized for quantizer in model.quantizers.values())
 
 
 @torch.no_grad()
@@ -28,9 +28,10 @@ def initialize_codebooks(
     *,
     batches_per_step: int = 1,
 ) -> None:
-    """Set every codebook by k-means, coarse to fine, since a level's latents depend on the coarser codebooks.
+    """Set every codebook that learns from its latents by k-means, coarse to fine.
 
-    Takes as many batches as give 32 latents per code at every level, or all there are.
+    A level's latents depend on the coarser codebooks. Takes as many batches as give 32 latents per code at every level,
+    or all there are.
 
     Args:
         model: not wrapped for parallel training.
@@ -46,6 +47,8 @@ def initialize_codebooks(
     was_training = model.training
     model.eval()
     for name, quantizer in model.quantizers.items():
+        if not quantizer.codebooks:
+            continue
         latents = []
         for batch in images:
             latents.append(model.latents(batch, name))
@@ -57,12 +60,17 @@ def initialize_codebooks(
 
 def _enough_batches(model: Autoencoder, batches: Iterable[Tensor], num_processes: int) -> list[Tensor]:
     taken: list[Tensor] = []
-    wanted = {name: _LATENTS_PER_CODE * quantizer.codebook_size for name, quantizer in model.quantizers.items()}
+    wanted = {
+        name: _LATENTS_PER_CODE * quantizer.codebook_size
+        for name, quantizer in model.quantizers.items()
+        if quantizer.codebooks
+    }
     for batch in batches:
         taken.append(batch)
         for name, grid in model.grids(batch.shape[2:]).items():
-            wanted[name] -= len(batch) * int(torch.Size(grid).numel()) * num_processes
-        if max(wanted.values()) <= 0:
+            if name in wanted:
+                wanted[name] -= len(batch) * int(torch.Size(grid).numel()) * num_processes
+        if max(wanted.values(), default=0) <= 0:
             break
     if not taken:
         raise DataError("codebooks are initialized from at least one batch of images; received none")

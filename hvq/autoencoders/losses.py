@@ -19,6 +19,8 @@ class AutoencoderLoss:
         reconstruction: "mse" or "l1", on pixels in [-1, 1].
         commitment_weight: beta; it multiplies the commitment loss alone, which moves the encoder alone.
         codebook_weight: of the codebook loss, which moves the codebook alone, where codebooks learn by gradient.
+        entropy_weight: of the entropy terms of lookup-free quantizers.
+        kl_weight: of the divergence from the uniform prior, in nats per code, of Gumbel quantizers.
 
     Raises:
         ConfigurationError: where the reconstruction loss is unknown.
@@ -30,11 +32,18 @@ class AutoencoderLoss:
         reconstruction: Literal["mse", "l1"] = "mse",
         commitment_weight: float = 0.25,
         codebook_weight: float = 1.0,
+        entropy_weight: float = 0.1,
+        kl_weight: float = 5e-4,
     ) -> None:
         if reconstruction not in ("mse", "l1"):
             raise ConfigurationError(f"reconstruction must be mse or l1; received {reconstruction}")
         self.reconstruction = reconstruction
-        self.weights = {"commitment": commitment_weight, "codebook": codebook_weight}
+        self.weights = {
+            "commitment": commitment_weight,
+            "codebook": codebook_weight,
+            "entropy": entropy_weight,
+            "kl": kl_weight,
+        }
 
     def __call__(self, result: AutoencoderResult, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, float32 or float64, and its unweighted terms by name, summed over levels."""

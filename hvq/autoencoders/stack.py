@@ -17,7 +17,7 @@ from torch.nn import functional
 from hvq.autoencoders.level import Level
 from hvq.errors import ConfigurationError, DataError
 from hvq.level_names import in_level_order
-from hvq.quantizers import Quantizer, QuantizerResult
+from hvq.quantizers import LEARNING_STATE, Quantizer, QuantizerResult
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,13 @@ class Autoencoder(nn.Module):
         raise DataError(f"no level {level_name!r}; the levels are {', '.join(self.level_names)}")
 
     def encoding_tensors(self) -> dict[str, Tensor]:
-        """The tensors that determine `encode`: all but the image decoder, absent vectors and moving averages."""
-        parts = ("encoder", "projection", "merge")
-        quantizer_parts = ("quantizer.codebook", "quantizer.alive")
+        """The tensors that determine `encode`: all but the image decoder, absent vectors and what only learns."""
         return {
             name: tensor
             for name, tensor in self.state_dict().items()
-            if name.startswith("levels.") and (name.split(".")[2] in parts or name.endswith(quantizer_parts))
+            if name.startswith("levels.")
+            and name.split(".")[2] != "absent"
+            and name.split(".")[-1] not in LEARNING_STATE
         }
 
     # --- parts of the walk ---
@@ -241,14 +241,23 @@ class Autoencoder(nn.Module):
             images = images.narrow(axis, 0, length)
         return images
 
+    def _grid_of(self, name: str, codes: Tensor) -> tuple[int, ...]:
+        """The grid of codes `[B, *grid]`, or `[B, *grid, G]` where the level's quantizer gives G > 1."""
+        several = self.quantizers[name].codes_per_position > 1
+        return tuple(codes.shape[1:-1] if several else codes.shape[1:])
+
     def _check_grids(self, codes: Mapping[str, Tensor], size: Sequence[int] | None) -> None:
+        batch = {name: len(code) for name, code in codes.items()}
+        if len(set(batch.values())) > 1:
+            raise DataError(f"codes must be of the same images at every level; received {batch}")
+        grids = {name: self._grid_of(name, code) for name, code in codes.items()}
         coarsest = self.level_names[0]
-        full = [n * self.strides[coarsest] for n in codes[coarsest].shape[1:]]
+        full = [n * self.strides[coarsest] for n in grids[coarsest]]
         expected = self.grids(full if size is None else size)
-        for name, code in codes.items():
-            if tuple(code.shape[1:]) != expected[name]:
+        for name, grid in grids.items():
+            if grid != expected[name]:
                 wanted = "x".join(map(str, expected[name]))
-                found = "x".join(map(str, code.shape[1:]))
+                found = "x".join(map(str, grid))
                 of = "x".join(map(str, full if size is None else size))
                 raise DataError(
                     f"codes of level {name} must be on a grid of {wanted} for images of {of}; it is {found}"

@@ -20,10 +20,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hvq.config import FrozenModel
+from hvq.config_base import FrozenModel
 from hvq.data.sources import Indices, epochs_or_unaugmented
 from hvq.errors import CheckpointError, DataError
 from hvq.files import read_json, write_json, write_tensors
+from hvq.histograms import count_codes, entropy
 from hvq.level_names import in_level_order
 
 FORMAT_VERSION = 1
@@ -37,6 +38,9 @@ class CodesDescription(FrozenModel):
     level_names: tuple[str, ...] = Field(min_length=1, description="levels, coarse to fine")
     codebook_sizes: dict[str, PositiveInt] = Field(description="K of each level")
     grids: dict[str, tuple[PositiveInt, PositiveInt]] = Field(description="h and w of each level")
+    codes_per_position: dict[str, PositiveInt] = Field(
+        default_factory=dict, description="G of each level that has more than one"
+    )
     image_size: tuple[PositiveInt, PositiveInt] = Field(description="H and W of the images, in pixels")
     encoder_hash: str = Field(description="hash of the tensors that determine `encode`")
     classes: tuple[str, ...] = Field((), description="names of the classes, in the order of labels")
@@ -48,6 +52,11 @@ class CodesDescription(FrozenModel):
         in_level_order(self.codebook_sizes, self.level_names, "codebook_sizes")
         in_level_order(self.grids, self.level_names, "grids")
         return self
+
+    def shape(self, level: str) -> tuple[int, ...]:
+        """Of one image's codes: `[h, w]`, or `[h, w, G]` where positions have several."""
+        several = self.codes_per_position.get(level, 1)
+        return (*self.grids[level], several) if several > 1 else self.grids[level]
 
     @property
     def num_rows(self) -> int:
@@ -142,7 +151,7 @@ class CodeShardWriter:
         described = self._description
         columns = {}
         for level, values in in_level_order(codes, described.level_names, "codes").items():
-            size, shape = described.codebook_sizes[level], (count, *described.grids[level])
+            size, shape = described.codebook_sizes[level], (count, *described.shape(level))
             if values.shape != shape:
                 raise DataError(f"codes of level {level} must be {list(shape)}; received {list(values.shape)}")
             if count and not 0 <= int(values.min()) <= int(values.max()) < size:
@@ -261,7 +270,10 @@ class CodeFolder:
             raise DataError(f"rows of codes go from 0 to {len(self) - 1}; received {indices.min()} to {indices.max()}")
         places = self._order[indices]
         shards = np.searchsorted(self._starts, places, side="right") - 1
-        codes = {level: torch.empty(len(indices), *self.grids[level], dtype=torch.int64) for level in self.level_names}
+        codes = {
+            level: torch.empty(len(indices), *self.description.shape(level), dtype=torch.int64)
+            for level in self.level_names
+        }
         labels = torch.empty(len(indices), dtype=torch.int64)
         for shard in np.unique(shards).tolist():
             here = np.flatnonzero(shards == shard)
@@ -290,7 +302,7 @@ class CodeFolder:
         return labels
 
     def counts(self, level: str) -> Tensor:
-        """How often each code of a level occurs, int64 `[K]`; read in pieces, so that memory stays small.
+        """How often each code of a level occurs, int64 `[G, K]`; read in pieces, so that memory stays small.
 
         Raises:
             DataError: where there is no such level.
@@ -299,16 +311,16 @@ class CodeFolder:
         if level not in self.codebook_sizes:
             raise DataError(f"levels of {self.path} are {', '.join(self.level_names)}; received {level!r}")
         size = self.codebook_sizes[level]
-        counts = torch.zeros(size, dtype=torch.int64)
+        per_position = self.description.codes_per_position.get(level, 1)
+        counts = torch.zeros(per_position, size, dtype=torch.int64)
         for shard, columns in enumerate(self._shards):
             for piece in columns[f"codes.{level}"].split(ROWS_AT_ONCE):
-                counts += torch.bincount(self._checked(shard, level, piece).flatten(), minlength=size)
+                counts += count_codes(self._checked(shard, level, piece).view(-1, per_position), size)
         return counts
 
     def entropy(self, level: str) -> float:
         """Entropy of a level's codes in nats per code: what a prior that knows nothing but frequencies can reach."""
-        counts = self.counts(level).double()
-        return float(torch.special.entr(counts / counts.sum()).sum())
+        return float(entropy(self.counts(level)).mean())
 
     def require_encoder(self, encoder_hash: str) -> None:
         """Refuse codes that another autoencoder made.
@@ -359,7 +371,7 @@ def _open_shard(path: Path, description: CodesDescription, rows: int | None = No
     except (OSError, SafetensorError) as error:
         raise _damaged(path, str(error)) from None
     count = len(columns["index"]) if rows is None else rows
-    shapes = [*((count, *description.grids[level]) for level in description.level_names), *[(count,)] * 3]
+    shapes = [*((count, *description.shape(level)) for level in description.level_names), *[(count,)] * 3]
     for name, shape in zip(names, shapes, strict=True):
         if columns[name].shape != shape or columns[name].is_floating_point():
             raise _damaged(path, f"{name} must be integers {list(shape)} and is {list(columns[name].shape)}")

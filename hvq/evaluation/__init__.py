@@ -1,7 +1,7 @@
 """Numbers, pictures and the report of a run, each usable by itself on plain tensors."""
 
 from hvq.evaluation.classification import SmallClassifier, classification_accuracy, predict_classes
-from hvq.evaluation.code_usage import CodeHistogram, CodeUsage, unigram_entropy
+from hvq.evaluation.code_usage import CodeHistogram, CodeUsage
 from hvq.evaluation.copies import CopyReport, copy_share, nearest_squared_errors
 from hvq.evaluation.pictures import image_grid, reconstruction_grid, sample_grid, training_curves, usage_histogram
 from hvq.evaluation.reconstruction import ReconstructionMetrics
@@ -21,7 +21,6 @@ __all__ = [
     "reconstruction_grid",
     "sample_grid",
     "training_curves",
-    "unigram_entropy",
     "usage_histogram",
     "write_report",
 ]

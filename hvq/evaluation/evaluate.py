@@ -91,8 +91,12 @@ def measure_reconstruction(
     device = next(hierarchy.autoencoder.parameters()).device
     names = hierarchy.autoencoder.level_names
     metrics = ReconstructionMetrics().to(device)
-    sizes = {name: quantizer.codebook_size for name, quantizer in hierarchy.autoencoder.quantizers.items()}
-    usage = {name: CodeUsage(codebook_size=size).to(device) for name, size in sizes.items()}
+    usage = {
+        name: CodeUsage(codebook_size=quantizer.codebook_size, codes_per_position=quantizer.codes_per_position).to(
+            device
+        )
+        for name, quantizer in hierarchy.autoencoder.quantizers.items()
+    }
     absent = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in names}
     for batch in _share(source, config, reduction):
         images = bytes_to_unit(batch.images.to(device))

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hvq.errors import DataError
-from hvq.evaluation.code_usage import unigram_entropy
+from hvq.histograms import perplexity
 from hvq.level_names import in_level_order
 
 SMALLEST_CELL = 64
@@ -233,13 +233,13 @@ def _colour(index: int) -> str:
 
 
 def _draw_usage(axes: Axes, level: str, counts: Tensor, colour: str) -> None:
-    shares = counts.double().sort(descending=True).values / max(1.0, float(counts.sum()))
+    shares = counts.double().flatten().sort(descending=True).values / max(1.0, float(counts.sum()))
     used = int((counts > 0).sum())
-    perplexity = math.exp(unigram_entropy(counts)) if used else 0.0
+    spread = perplexity(counts) if used else 0.0
     axes.stairs(100.0 * shares.cpu().numpy(), np.arange(len(shares) + 1), fill=True, color=colour)
     axes.axhline(100.0 / len(shares), color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_xlim(0, len(shares))
-    _style(axes, f"{level}: {used} of {len(shares)} used, perplexity {perplexity:.0f}", "code, most frequent first")
+    _style(axes, f"{level}: {used} of {len(shares)} used, perplexity {spread:.0f}", "code, most frequent first")
     axes.set_ylabel("share of positions, %")
 
 

@@ -100,10 +100,13 @@ def _summary(config: RunConfig, hierarchy: Hierarchy) -> str:
     levels = hierarchy.autoencoder.quantizers
     parts = [
         f"{name}: {'x'.join(map(str, hierarchy.grids[name]))} codes of {quantizer.codebook_size}"
+        + f", {quantizer.codes_per_position} a position" * (quantizer.codes_per_position > 1)
         for name, quantizer in levels.items()
     ]
     bits = sum(
-        torch.Size(hierarchy.grids[name]).numel() * (quantizer.codebook_size - 1).bit_length()
+        torch.Size(hierarchy.grids[name]).numel()
+        * quantizer.codes_per_position
+        * (quantizer.codebook_size - 1).bit_length()
         for name, quantizer in levels.items()
     )
     height, width = hierarchy.image_size

@@ -1,17 +1,30 @@
 """Vectors to codes and back: each quantizer in one file, all behind the contract of `hvq.quantizers.base`."""
 
-from hvq.quantizers.base import CodebookStatistics, Quantizer, QuantizerResult
+from hvq.quantizers.base import LEARNING_STATE, Quantizer, QuantizerResult
+from hvq.quantizers.codebook import Codebook, CodebookStatistics
 from hvq.quantizers.codebook_step import CodebookStep
+from hvq.quantizers.finite_scalar import FiniteScalarQuantizer
+from hvq.quantizers.gumbel import GumbelQuantizer
 from hvq.quantizers.kmeans import KMeansResult, kmeans
+from hvq.quantizers.lookup_free import LookupFreeQuantizer
+from hvq.quantizers.residual import ResidualQuantizer
 from hvq.quantizers.search import nearest_code
+from hvq.quantizers.sim import SimQuantizer
 from hvq.quantizers.vector import VectorQuantizer
 
 __all__ = [
+    "LEARNING_STATE",
+    "Codebook",
     "CodebookStatistics",
     "CodebookStep",
+    "FiniteScalarQuantizer",
+    "GumbelQuantizer",
     "KMeansResult",
+    "LookupFreeQuantizer",
     "Quantizer",
     "QuantizerResult",
+    "ResidualQuantizer",
+    "SimQuantizer",
     "VectorQuantizer",
     "kmeans",
     "nearest_code",

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hvq.distributed import Reduction
-from hvq.quantizers.base import CodebookStatistics, Quantizer, QuantizerResult
+from hvq.quantizers.base import Quantizer, QuantizerResult
+from hvq.quantizers.codebook import Codebook, CodebookStatistics, join_statistics, take_turns
 
 
 class CodebookStep:
@@ -33,13 +34,16 @@ class CodebookStep:
     def __init__(self, quantizers: Mapping[str, Quantizer], optimizer: torch.optim.Optimizer | None = None) -> None:
         self.quantizers = dict(quantizers)
         self.optimizer = optimizer
-        self._collected: dict[str, list[CodebookStatistics]] = {}
+        # By level name and codebook, the statistics of each micro-batch.
+        self._collected: dict[str, list[list[CodebookStatistics]]] = {}
 
     def add(self, results: Mapping[str, QuantizerResult]) -> None:
         """Count one micro-batch: the results of a forward in training, by level name."""
         for name, result in results.items():
-            if result.statistics is not None:
-                self._collected.setdefault(name, []).append(result.statistics)
+            if result.statistics:
+                collected = self._collected.setdefault(name, [[] for _ in result.statistics])
+                for parts, statistics in zip(collected, result.statistics, strict=True):
+                    parts.append(statistics)
 
     def discard(self) -> None:
         """Forget what was added, as for an optimizer step that is skipped."""
@@ -55,36 +59,37 @@ class CodebookStep:
         Returns:
             How many codes of each level were revived, int64 scalars.
         """
-        reduction = reduction or Reduction()
         names = [name for name in self.quantizers if name in self._collected]
-        merged = [_merge(self._collected[name], reduction.size) for name in names]
-        sums = [tensor for statistics in merged for tensor in (statistics.counts, statistics.sums)]
-        totals, candidates = reduction.sum_packed(sums, [statistics.candidates for statistics in merged])
+        parts = [parts for name in names for parts in self._collected[name]]
+        owners = [(name, codebook) for name in names for codebook in self.quantizers[name].codebooks]
         revivals: dict[str, Tensor] = {}
-        for i, name in enumerate(names):
-            quantizer = self.quantizers[name]
-            revived = quantizer.apply_statistics(totals[2 * i], totals[2 * i + 1], candidates[i])
-            self._reset_moments(quantizer, revived)
-            revivals[name] = revived.sum()
+        for (name, codebook), statistics in zip(owners, _sum(parts, reduction or Reduction()), strict=True):
+            revived = codebook.apply_statistics(statistics)
+            self._reset_moments(codebook, revived)
+            revivals[name] = revivals.get(name, 0) + revived.sum()
+        for quantizer in self.quantizers.values():
+            quantizer.advance()
         self.discard()
         return revivals
 
-    def _reset_moments(self, quantizer: Quantizer, revived: Tensor) -> None:
-        codebook = getattr(quantizer, "codebook", None)
-        if self.optimizer is None or not isinstance(codebook, nn.Parameter):
+    def _reset_moments(self, codebook: Codebook, revived: Tensor) -> None:
+        vectors = codebook.vectors
+        if self.optimizer is None or not isinstance(vectors, nn.Parameter):
             return
-        state: dict[str, Any] = self.optimizer.state.get(codebook, {})
+        state: dict[str, Any] = self.optimizer.state.get(vectors, {})
         for value in state.values():
-            if isinstance(value, Tensor) and value.shape == codebook.shape:
+            if isinstance(value, Tensor) and value.shape == vectors.shape:
                 value.masked_fill_(revived.unsqueeze(1), 0)
 
 
-def _merge(parts: list[CodebookStatistics], num_processes: int) -> CodebookStatistics:
-    """The statistics of the joined micro-batches, with this process's even share of revival candidates."""
-    wanted = -(-len(parts[0].candidates) // num_processes)
-    candidates = torch.cat([part.candidates for part in parts])
-    return CodebookStatistics(
-        counts=torch.stack([part.counts for part in parts]).sum(dim=0),
-        sums=torch.stack([part.sums for part in parts]).sum(dim=0),
-        candidates=candidates[:: len(parts)][:wanted],
-    )
+def _sum(parts: list[list[CodebookStatistics]], reduction: Reduction) -> list[CodebookStatistics]:
+    """The statistics of each codebook over its micro-batches and all processes."""
+    merged = [join_statistics(statistics) for statistics in parts]
+    sums = [tensor for statistics in merged for tensor in (statistics.counts, statistics.sums)]
+    # Processes give an even share of candidates each.
+    shares = [part.candidates[: -(-len(part.candidates) // reduction.size)] for part in merged]
+    totals, candidates = reduction.sum_packed(sums, shares)
+    return [
+        CodebookStatistics(totals[2 * i], totals[2 * i + 1], take_turns(candidates[i], reduction.size))
+        for i in range(len(merged))
+    ]

@@ -11,7 +11,8 @@ from pydantic import Field, PositiveInt, ValidationError
 from torch import nn
 
 from hvq.autoencoders import Autoencoder, build_autoencoder
-from hvq.config import AutoencoderConfig, CodeSamplingConfig, FrozenModel, PriorConfig
+from hvq.config import AutoencoderConfig, CodeSamplingConfig, PriorConfig
+from hvq.config_base import FrozenModel
 from hvq.errors import CheckpointError, DataError
 from hvq.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from hvq.priors import Prior, build_prior

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hvq.autoencoders import Autoencoder, AutoencoderLoss, build_autoencoder, initialize_codebooks
+from hvq.autoencoders import Autoencoder, AutoencoderLoss, build_autoencoder, check_autoencoder, initialize_codebooks
 from hvq.autoencoders.initialization import needs_codebooks
 from hvq.chunks import map_chunks
 from hvq.config import RunConfig
@@ -55,6 +55,7 @@ def fit_autoencoder(
     """
     accelerator = accelerator or make_accelerator(config, run)
     training = config.autoencoder_training
+    check_autoencoder(config.autoencoder)
     sources = sources or build_sources(config.data, config.seed)
     model, optimization = _prepare(config, accelerator)
     checkpoint = TrainingCheckpoint(run.checkpoint(STAGE), optimization, config.parts(*_SETTINGS))
@@ -72,7 +73,7 @@ def fit_autoencoder(
     if needs_codebooks(model):
         images = (bytes_to_model(batch.images.to(accelerator.device)) for step in stream for batch in step)
         initialize_codebooks(model, images, optimization.reduction, batches_per_step=training.micro_batches)
-    window = CodeWindow(model.quantizers)
+    window = CodeWindow()
     train(
         optimization,
         stream,
@@ -117,6 +118,8 @@ def _losses(config: RunConfig, optimization: Optimization, window: CodeWindow) -
         reconstruction=training.reconstruction,
         commitment_weight=training.commitment_weight,
         codebook_weight=training.codebook_weight,
+        entropy_weight=training.entropy_weight,
+        kl_weight=training.kl_weight,
     )
 
     def losses(batch: Batch) -> Losses:

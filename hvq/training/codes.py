@@ -66,6 +66,11 @@ def _describe(model: Autoencoder, source: ImageSource, epochs: int) -> CodesDesc
     return CodesDescription(
         level_names=model.level_names,
         codebook_sizes={name: quantizer.codebook_size for name, quantizer in model.quantizers.items()},
+        codes_per_position={
+            name: quantizer.codes_per_position
+            for name, quantizer in model.quantizers.items()
+            if quantizer.codes_per_position > 1
+        },
         grids={name: (grid[0], grid[1]) for name, grid in model.grids((height, width)).items()},
         image_size=source.size,
         encoder_hash=encoder_hash(model),

@@ -145,9 +145,11 @@ class Optimization:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weights of two and more dimensions decay; biases, norms, codebooks and absent vectors do not."""
+    """Weights of two and more dimensions decay; biases, norms, quantizers and absent vectors do not."""
+    quantizers = [module for module in model.modules() if isinstance(module, Quantizer)]
+    spared = {id(parameter) for quantizer in quantizers for parameter in quantizer.parameters()}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (decayed if parameter.dim() > 1 and not name.endswith("codebook") else plain).append(parameter)
+    for parameter in model.parameters():
+        (decayed if parameter.dim() > 1 and id(parameter) not in spared else plain).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

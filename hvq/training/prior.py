@@ -187,6 +187,12 @@ def open_codes(run: RunFolder, level: str) -> tuple[CodeFolder, CodeFolder]:
     train_codes, held_out = CodeFolder(run.codes, "train"), CodeFolder(run.codes, "validation")
     for folder in (train_codes, held_out):
         folder.require_encoder(expected)
+    several = train_codes.description.codes_per_position
+    if several:
+        raise ConfigurationError(
+            f"priors learn one code per position, and {', '.join(several)} has several; train the autoencoder with "
+            "one (no heads, groups or residual quantizers), or use its codes without a prior"
+        )
     if train_codes.entropy(level) < _LEAST_ENTROPY:
         raise DataError(
             f"codes of level {level} are all but constant (entropy {train_codes.entropy(level):.4f} nats): its "

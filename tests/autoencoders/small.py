@@ -11,6 +11,7 @@ from torch import Tensor
 from hvq.autoencoders import Autoencoder, build_autoencoder
 from hvq.config import AutoencoderConfig
 from hvq.level_names import default_level_names
+from hvq.quantizers import Quantizer
 
 
 def small_config(
@@ -48,11 +49,10 @@ def small_model(ratios: Sequence[int], **arguments: Any) -> Autoencoder:
     return model
 
 
-def codebook(quantizer: torch.nn.Module) -> Tensor:
+def codebook(quantizer: Quantizer) -> Tensor:
     """The codebook of a vector quantizer."""
-    tensor = quantizer.codebook
-    assert isinstance(tensor, Tensor)
-    return tensor
+    (only,) = quantizer.codebooks
+    return only.vectors
 
 
 def pictures(batch: int, height: int, width: int, kind: torch.dtype = torch.float32) -> Tensor:

@@ -29,7 +29,13 @@ def test_every_level_gets_its_own_numbers() -> None:
     assert model.strides == {"top": 6, "bottom": 3}
     top = model.quantizers["top"]
     assert isinstance(top, VectorQuantizer)
-    assert (top.codebook_size, top.code_dimension, top.learning, top.decay, top.revival_threshold) == (
+    assert (
+        top.codebook_size,
+        top.code_dimension,
+        top.learning,
+        top.codebooks[0].decay,
+        top.codebooks[0].revival_threshold,
+    ) == (
         17,
         5,
         "gradient",

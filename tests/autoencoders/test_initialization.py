@@ -38,9 +38,9 @@ def test_takes_as_many_batches_as_give_32_latents_per_code_at_every_level() -> N
     initialize_codebooks(model, batches)
     assert len(batches.taken) == 20
     assert not needs_codebooks(model)
-    assert float(model.quantizers["top"].moving_counts.sum()) == pytest.approx(18.0)
+    assert float(model.quantizers["top"].codebooks[0].moving_counts.sum()) == pytest.approx(18.0)
     # The bottom has 13 codes and 4 x 6 positions: 416 latents, 72 of each batch, so the first 6 batches are enough.
-    assert float(model.quantizers["bottom"].moving_counts.sum()) == pytest.approx(72.0)
+    assert float(model.quantizers["bottom"].codebooks[0].moving_counts.sum()) == pytest.approx(72.0)
 
 
 def test_averages_begin_as_those_of_a_step_of_several_batches() -> None:
@@ -49,7 +49,9 @@ def test_averages_begin_as_those_of_a_step_of_several_batches() -> None:
     images = [pictures(3, 8, 12) for _ in range(2)]
     initialize_codebooks(one, images)
     initialize_codebooks(three, images, batches_per_step=3)
-    assert torch.allclose(three.quantizers["top"].moving_counts, 3 * one.quantizers["top"].moving_counts)
+    assert torch.allclose(
+        three.quantizers["top"].codebooks[0].moving_counts, 3 * one.quantizers["top"].codebooks[0].moving_counts
+    )
     assert torch.equal(codebook(three.quantizers["top"]), codebook(one.quantizers["top"]))
 
 
@@ -57,7 +59,7 @@ def test_or_all_there_are() -> None:
     model = small_model((2, 2))
     initialize_codebooks(model, [pictures(1, 4, 4)])
     top = model.quantizers["top"]
-    assert int(top.alive.sum()) == 1, "one latent, one code"
+    assert int(top.codebooks[0].alive.sum()) == 1, "one latent, one code"
     assert not needs_codebooks(model)
     assert bool(model(pictures(1, 4, 4)).reconstruction.isfinite().all())
 

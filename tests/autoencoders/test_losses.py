@@ -51,14 +51,20 @@ def test_codebook_loss_moves_the_codebook_alone() -> None:
     model = small_model((2, 2), quantizer={"learning": "gradient"})
     sum(level.losses["codebook"] for level in model(pictures(3, 8, 12)).levels.values()).backward()
     moved = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
-    assert moved == ["levels.top.quantizer.codebook", "levels.bottom.quantizer.codebook"]
+    assert moved == [
+        "levels.top.quantizer.head_codebooks.0.vectors",
+        "levels.bottom.quantizer.head_codebooks.0.vectors",
+    ]
 
 
 def test_the_reconstruction_moves_encoder_and_decoder_but_no_codebook() -> None:
     model = small_model((2, 2), quantizer={"learning": "gradient"})
     model(pictures(3, 8, 12)).reconstruction.square().mean().backward()
     still = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert still == ["levels.top.quantizer.codebook", "levels.bottom.quantizer.codebook"]
+    assert still == [
+        "levels.top.quantizer.head_codebooks.0.vectors",
+        "levels.bottom.quantizer.head_codebooks.0.vectors",
+    ]
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])

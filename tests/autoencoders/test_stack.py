@@ -199,13 +199,13 @@ def test_padding_is_out_of_codes_counted_and_losses() -> None:
     model = small_model((2, 2)).double()
     images = pictures(3, 13, 17, torch.float64)
     result = model(images)
-    assert int(result.levels["top"].statistics.counts.sum()) == 3 * 4 * 5
-    assert int(result.levels["bottom"].statistics.counts.sum()) == 3 * 7 * 9
+    assert int(result.levels["top"].statistics[0].counts.sum()) == 3 * 4 * 5
+    assert int(result.levels["bottom"].statistics[0].counts.sum()) == 3 * 7 * 9
     latents = model.latents(images, "bottom")
     assert latents.shape == (3 * 7 * 9, model.quantizers["bottom"].code_dimension)
     alone = model.quantizers["bottom"](latents.T.unsqueeze(0))
-    assert torch.equal(alone.statistics.counts, result.levels["bottom"].statistics.counts)
-    assert torch.allclose(alone.statistics.sums, result.levels["bottom"].statistics.sums, atol=1e-12)
+    assert torch.equal(alone.statistics[0].counts, result.levels["bottom"].statistics[0].counts)
+    assert torch.allclose(alone.statistics[0].sums, result.levels["bottom"].statistics[0].sums, atol=1e-12)
     assert torch.allclose(alone.losses["commitment"], result.levels["bottom"].losses["commitment"], rtol=1e-12)
     inside = result.codes["bottom"][:, :7, :9].flatten()
     assert torch.equal(alone.codes.flatten(), inside)
@@ -255,7 +255,7 @@ def test_what_is_absent_changes_no_codes_losses_or_statistics() -> None:
     whole, kept = model(images), model(images, torch.tensor([1, 2, 1]))
     for name in model.level_names:
         assert torch.equal(kept.codes[name], whole.codes[name])
-        assert torch.equal(kept.levels[name].statistics.counts, whole.levels[name].statistics.counts)
+        assert torch.equal(kept.levels[name].statistics[0].counts, whole.levels[name].statistics[0].counts)
         assert torch.equal(kept.levels[name].losses["commitment"], whole.levels[name].losses["commitment"])
 
 
@@ -300,14 +300,14 @@ def test_encoding_tensors_are_those_that_codes_hang_on() -> None:
     model = small_model((2, 2), level_dropout=0.5).double().eval()
     images = pictures(2, 11, 13, torch.float64)
     for quantizer in model.quantizers.values():
-        quantizer.get_buffer("alive")[::2] = False
+        quantizer.codebooks[0].alive[::2] = False
     hashed = model.encoding_tensors()
     deciding = {name for name in model.state_dict() if changes_codes(model, name, images)}
     assert deciding <= hashed.keys()
     assert {name for name in hashed if name not in deciding and name.endswith("weight")} == set()
     for part in ("top.encoder", "top.projection", "top.merge", "bottom.encoder", "bottom.projection"):
         assert any(name.startswith(f"levels.{part}") for name in deciding), part
-    for buffer in ("top.quantizer.alive", "bottom.quantizer.codebook"):
+    for buffer in ("top.quantizer.head_codebooks.0.alive", "bottom.quantizer.head_codebooks.0.vectors"):
         assert f"levels.{buffer}" in deciding
     assert not any(name.startswith("decoder") for name in hashed)
 

@@ -108,7 +108,7 @@ def test_counts_equal_a_plain_histogram(tmp_path: Path) -> None:
     folder = CodeFolder(tmp_path, "train")
     for level, values in codes_of().items():
         expected = np.bincount(values.flatten().numpy(), minlength=SIZES[level])
-        assert folder.counts(level).tolist() == expected.tolist()
+        assert folder.counts(level).tolist() == [expected.tolist()]
     with pytest.raises(DataError, match="top, bottom; received 'middle'"):
         folder.counts("middle")
 

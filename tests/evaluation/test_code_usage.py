@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hvq.errors import DataError
-from hvq.evaluation.code_usage import CodeHistogram, CodeUsage, unigram_entropy
+from hvq.evaluation.code_usage import CodeHistogram, CodeUsage
+from hvq.histograms import entropy
 from tests.processes import run_in_processes
 
 
@@ -37,7 +38,7 @@ def test_equals_numpy_for_any_batch_size(batch_size: int) -> None:
     histogram = _counted(codes, batch_size)
     assert histogram.usage == len(values) / 11
     assert histogram.perplexity == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-12)
-    assert histogram.counts.tolist() == [int((codes == code).sum()) for code in range(11)]
+    assert histogram.counts.tolist() == [[int((codes == code).sum()) for code in range(11)]]
 
 
 def test_equal_use_of_all_codes_has_perplexity_k() -> None:
@@ -57,7 +58,7 @@ def test_no_unigram_model_codes_in_fewer_nats(counts: list[int]) -> None:
     occurrences = np.array(counts, float)
     model = (occurrences + 1) / (occurrences + 1).sum()
     cross_entropy = -(occurrences * np.log(model)).sum() / occurrences.sum()
-    assert unigram_entropy(torch.tensor(counts)) <= cross_entropy + 1e-12
+    assert float(entropy(torch.tensor(counts))) <= cross_entropy + 1e-12
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,20 @@ def test_refuses_an_empty_codebook_and_an_empty_count() -> None:
         usage.compute()
 
 
-def _counted_on_one_of_two_processes() -> list[int]:
+def test_each_code_of_a_position_has_a_histogram_of_its_own() -> None:
+    usage = CodeUsage(codebook_size=5, codes_per_position=2)
+    usage.update(torch.tensor([[[0, 1], [0, 2]], [[0, 3], [0, 4]]]))
+    histogram = usage.compute()
+    assert histogram.counts.tolist() == [[4, 0, 0, 0, 0], [0, 1, 1, 1, 1]]
+    assert histogram.usage == pytest.approx((1 / 5 + 4 / 5) / 2)
+    assert histogram.unigram_entropy == pytest.approx(math.log(4) / 2)
+    with pytest.raises(DataError, match=r"\[\.\.\., 2\]"):
+        usage.update(torch.zeros(3, 7, 5, dtype=torch.int64))
+
+
+def _counted_on_one_of_two_processes() -> list[list[int]]:
     rank = torch.distributed.get_rank()
-    counts: list[int] = _counted(_codes()[(slice(0, 2), slice(2, 13))[rank]], 3).counts.tolist()
+    counts: list[list[int]] = _counted(_codes()[(slice(0, 2), slice(2, 13))[rank]], 3).counts.tolist()
     return counts
 
 

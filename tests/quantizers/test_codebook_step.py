@@ -104,14 +104,14 @@ def test_moments_of_revived_codes_are_forgotten_and_those_of_others_kept(kind: t
     optimizer = kind(quantizer.parameters(), lr=0.01, **extra)
     codebooks = CodebookStep({"top": quantizer}, optimizer)
     for _ in range(3):
-        quantizer.codebook.grad = torch.ones_like(quantizer.codebook)
+        quantizer.codebooks[0].vectors.grad = torch.ones_like(quantizer.codebooks[0].vectors)
         optimizer.step()
-    quantizer.steps.fill_(100_000)
-    quantizer.moving_counts.fill_(100.0)
-    quantizer.moving_counts[[2, 5]] = 0.0
+    quantizer.codebooks[0].steps.fill_(100_000)
+    quantizer.codebooks[0].moving_counts.fill_(100.0)
+    quantizer.codebooks[0].moving_counts[[2, 5]] = 0.0
     codebooks.add({"top": quantizer(torch.randn(2, 3, 7))})
     codebooks.step()
-    moments = [value for value in optimizer.state[quantizer.codebook].values() if value.shape == (11, 3)]
+    moments = [value for value in optimizer.state[quantizer.codebooks[0].vectors].values() if value.shape == (11, 3)]
     assert moments
     for moment in moments:
         assert (moment != 0).all(dim=1).logical_not().nonzero().flatten().tolist() == [2, 5]
@@ -121,9 +121,9 @@ def test_tells_how_many_codes_of_each_level_were_revived() -> None:
     quantizers = two_levels()
     codebooks = CodebookStep(quantizers)
     for quantizer in quantizers.values():
-        quantizer.steps.fill_(100_000)
-        quantizer.moving_counts.fill_(1e6)
-    quantizers["bottom"].moving_counts[[2, 5, 11]] = 0.0
+        quantizer.codebooks[0].steps.fill_(100_000)
+        quantizer.codebooks[0].moving_counts.fill_(1e6)
+    quantizers["bottom"].codebooks[0].moving_counts[[2, 5, 11]] = 0.0
     add_all(codebooks, quantizers, [batches_of(quantizers, 2)])
     assert {name: int(number) for name, number in codebooks.step().items()} == {"top": 0, "bottom": 3}
     assert codebooks.step() == {}

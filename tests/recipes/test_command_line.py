@@ -131,7 +131,7 @@ def test_help_lists_own_arguments_and_every_field(capsys: pytest.CaptureFixture[
         "--run-dir",
         "autoencoder.levels.<level>.ratio=...",
         "data.path=...",
-        "K, the number of codes",
+        "K, the number of values of a code",
     ):
         assert part in text
 

@@ -226,7 +226,7 @@ def _first_shard(run: RunFolder) -> Path:
 
 
 def _another_encoder(run: RunFolder) -> None:
-    _edit(run.autoencoder / "model.safetensors", "levels.top.quantizer.codebook")
+    _edit(run.autoencoder / "model.safetensors", "levels.top.quantizer.head_codebooks.0.vectors")
 
 
 Damage = Callable[[RunFolder], object]

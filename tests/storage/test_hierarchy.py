@@ -47,7 +47,7 @@ def test_a_prior_is_sampled_as_it_was_saved(copied_run: TrainedRun) -> None:
 def test_a_prior_of_another_autoencoder_is_refused(copied_run: TrainedRun) -> None:
     file = copied_run.run.autoencoder / "model.safetensors"
     tensors = load_file(file)
-    tensors["levels.bottom.quantizer.codebook"][0, 0] += 1
+    tensors["levels.bottom.quantizer.head_codebooks.0.vectors"][0, 0] += 1
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match=r"priors/top was trained on codes of another autoencoder; extract codes"):
         load_hierarchy(copied_run.run)

@@ -221,7 +221,7 @@ def test_the_hash_covers_what_determines_codes_and_nothing_else(autoencoder: Aut
         tensor.copy_(kept)
     assert encoder_hash(autoencoder) == before
     assert {name for name in changed if "encoder" in name} == {n for n in autoencoder.state_dict() if "encoder" in n}
-    assert {f"levels.{level}.quantizer.codebook" for level in NAMES} <= changed
+    assert {f"levels.{level}.quantizer.head_codebooks.0.vectors" for level in NAMES} <= changed
     assert not {name for name in changed if name.startswith("decoder.") or "moving" in name or "absent" in name}
 
 

@@ -34,7 +34,7 @@ def _expected(codes: torch.Tensor, size: int) -> tuple[float, float]:
 
 def test_numbers_are_those_of_all_codes_since_the_last_line() -> None:
     quantizers = _quantizers()
-    window = CodeWindow(quantizers)
+    window = CodeWindow()
     for line in range(2):
         results = [_results(quantizers, seed) for seed in (10 * line, 10 * line + 1, 10 * line + 2)]
         for result in results:
@@ -51,7 +51,7 @@ def test_processes_count_together() -> None:
     quantizers = _quantizers()
 
     def numbers(reduction: Reduction) -> dict[str, float]:
-        window = CodeWindow(quantizers)
+        window = CodeWindow()
         for seed in range(reduction.rank, 6, reduction.size):
             window.add(_results(quantizers, seed))
         return window.numbers(reduction)
@@ -65,16 +65,20 @@ def test_positions_that_are_padding_do_not_count() -> None:
     latents = torch.randn(3, 2, 4, 7)
     mask = torch.zeros(4, 7, dtype=torch.bool)
     mask[:3, :5] = True
-    padded, plain = CodeWindow({"top": quantizer}), CodeWindow({"top": quantizer})
+    padded, plain = CodeWindow(), CodeWindow()
     padded.add({"top": quantizer(latents, mask)})
     plain.add({"top": quantizer(latents[:, :, :3, :5])})
     assert padded.numbers(Reduction()) == plain.numbers(Reduction())
 
 
-def test_a_frozen_codebook_is_counted_too() -> None:
-    quantizer = VectorQuantizer(codebook_size=5, code_dimension=2)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_frozen_codebook_is_counted_too(heads: int) -> None:
+    quantizer = VectorQuantizer(codebook_size=5, code_dimension=2, heads=heads)
     quantizer.freeze()
     result = quantizer(torch.randn(3, 2, 4, 7))
-    window = CodeWindow({"top": quantizer})
+    window = CodeWindow()
     window.add({"top": result})
-    assert window.numbers(Reduction())["usage.top"] == len(result.codes.unique()) / 5
+    assert (
+        window.numbers(Reduction())["usage.top"]
+        == sum(len(codes.unique()) / 5 for codes in result.codes.view(-1, heads).unbind(dim=1)) / heads
+    )

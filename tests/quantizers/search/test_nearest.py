@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from hvq.errors import ConfigurationError, DataError
 from hvq.quantizers import CodebookStep, VectorQuantizer, nearest_code
+from hvq.quantizers.search import available_backends
+from hvq.quantizers.search.nearest import Backend
+from hvq.quantizers.search.plain import nearest_plain
 
 
 def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -110,8 +114,79 @@ def test_autocast_does_not_touch_the_search(kind: torch.dtype) -> None:
         assert torch.equal(nearest_code(latents, codebook), expected)
 
 
-def test_nothing_of_latents_times_codes_is_held_in_a_training_step() -> None:
-    codes_number, dimension, batch = 65_536, 2, 67
+@pytest.mark.parametrize("backend", available_backends("cpu"))
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize(("number", "size", "dimension"), [(2003, 127, 64), (997, 1031, 7), (499, 4099, 31)])
+def test_the_bound_on_what_is_chosen_holds(
+    backend: Backend, offset: float, number: int, size: int, dimension: int
+) -> None:
+    """Latents that share a mean, and every other one halfway between two codes, but for a part in a thousand."""
+    codebook = 0.1 * torch.randn(size, dimension) + offset
+    latents = 0.1 * torch.randn(number, dimension) + offset
+    pairs = torch.randint(size, (2, number))
+    between = codebook[pairs[0]] * 0.5005 + codebook[pairs[1]] * 0.4995
+    latents[::2] = between[::2]
+    distances = squared_distances(latents, codebook)
+    codes = nearest_code(latents, codebook, backend=backend)
+    chosen, least = distances.gather(1, codes.unsqueeze(1))[:, 0], distances.amin(dim=1)
+    spread = (latents.double() - codebook.double().mean(dim=0)).square().sum(dim=1).mean()
+    assert bool((chosen <= (1 + 1e-6) * least + 1e-6 * spread).all())
+
+
+@pytest.mark.parametrize("backend", available_backends("cpu"))
+def test_latents_that_are_not_finite_get_some_code(backend: Backend) -> None:
+    latents = torch.randn(31, 5)
+    latents[3, 1], latents[7, 2], latents[11] = torch.nan, torch.inf, -torch.inf
+    finite = latents.isfinite().all(dim=1)
+    codes = nearest_code(latents, (codebook := torch.randn(13, 5)), backend=backend)
+    assert 0 <= int(codes.min()) <= int(codes.max()) < 13
+    assert torch.equal(codes[finite], nearest_code(latents[finite], codebook))
+
+
+def test_a_backend_that_is_not_to_be_had_is_refused_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    latents, codebook = torch.randn(3, 2), torch.randn(5, 2)
+    with pytest.raises(ConfigurationError, match="triton needs the package triton and a CUDA device"):
+        nearest_code(latents, codebook, backend="triton")
+    monkeypatch.setenv("HVQ_SEARCH_BACKEND", "abacus")
+    with pytest.raises(ConfigurationError, match="native, faiss, triton, torch; received abacus"):
+        nearest_code(latents, codebook)
+
+
+def test_the_environment_chooses_where_the_caller_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    latents, codebook = torch.randn(3, 2), torch.randn(5, 2)
+    called: list[str] = []
+
+    def plain(*arguments: Tensor | None) -> Tensor:
+        called.append("torch")
+        return nearest_plain(*arguments)
+
+    monkeypatch.setattr("hvq.quantizers.search.nearest.nearest_plain", plain)
+    monkeypatch.setenv("HVQ_SEARCH_BACKEND", "torch")
+    expected = nearest_code(latents, codebook)
+    assert called == ["torch"]
+    monkeypatch.delenv("HVQ_SEARCH_BACKEND")
+    assert torch.equal(nearest_code(latents, codebook, backend=available_backends("cpu")[0]), expected)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(DataError, match=r"received \[3, 2\] and \[5, 4\]"):
+        nearest_code(torch.randn(3, 2), torch.randn(5, 4))
+
+
+def test_float64_and_compilers_take_plain_torch() -> None:
+    latents, codebook = torch.randn(31, 5), torch.randn(17, 5)
+    compiled = torch.compile(nearest_code, backend="eager", fullgraph=True)
+    expected = nearest_code(latents, codebook)
+    assert torch.equal(compiled(latents, codebook), expected)
+    assert torch.equal(nearest_code(latents.double(), codebook.double()), expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_nothing_of_latents_times_codes_is_held_in_a_training_step(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HVQ_SEARCH_BACKEND", backend)
+    codes_number, dimension, batch = 65_536, 2, 2_503
     quantizer = VectorQuantizer(codebook_size=codes_number, code_dimension=dimension)
     codebooks = CodebookStep({"top": quantizer})
     latents = torch.randn(batch, dimension, 1, 1, requires_grad=True)
@@ -122,12 +197,5 @@ def test_nothing_of_latents_times_codes_is_held_in_a_training_step() -> None:
         codebooks.step()
     shapes = [torch.Size(shape) for event in recorded.events() for shape in event.input_shapes]
     largest = max(shape.numel() for shape in shapes)
-    assert torch.Size([16, codes_number]) in shapes, "the profiler sees the blocks"
-    assert largest <= 2**20 < batch * codes_number / 2
-
-
-def test_blocks_do_not_change_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    latents, codebook = torch.randn(103, 5, dtype=torch.float64), torch.randn(19, 5, dtype=torch.float64)
-    whole = nearest_code(latents, codebook)
-    monkeypatch.setattr("hvq.quantizers.search._BLOCK_ELEMENTS", 7 * 19)
-    assert torch.equal(nearest_code(latents, codebook), whole)
+    assert torch.Size([codes_number, dimension]) in shapes, "the profiler sees the codebook"
+    assert largest <= 2**20 + 2**16 < batch * codes_number / 100

@@ -1,0 +1,52 @@
+"""Two processes against one on the joined batch, for every kind whose training draws nothing at random."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hvq.distributed import current_reduction
+from hvq.quantizers import CodebookStep, Quantizer
+from tests.processes import run_in_processes
+from tests.quantizers.kinds import DIMENSION, EXACT, KINDS
+
+STEPS = 5
+
+
+def batch_of(step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(6, DIMENSION, 3, 7, generator=generator, dtype=torch.float64)
+
+
+def train(quantizer: Quantizer) -> dict[str, Tensor]:
+    """k-means over all processes, then steps without revival, whose candidates are other latents of the batch."""
+    reduction = current_reduction()
+    mine = slice(reduction.rank * 6 // reduction.size, (reduction.rank + 1) * 6 // reduction.size)
+    first = torch.movedim(torch.cat([batch_of(100 + i) for i in range(5)]), 1, -1).flatten(0, -2)
+    quantizer.initialize(first.chunk(reduction.size)[reduction.rank], 5, reduction)
+    for codebook in quantizer.codebooks:
+        codebook.revival_threshold = 0.0
+    codebooks = CodebookStep({"top": quantizer})
+    for step in range(STEPS):
+        codebooks.add({"top": quantizer(batch_of(step)[mine])})
+        codebooks.step(reduction)
+    return quantizer.state_dict()
+
+
+def train_all() -> dict[str, dict[str, Tensor]]:
+    states = {}
+    for kind in EXACT:
+        torch.manual_seed(3)
+        states[kind] = train(KINDS[kind]().double())
+    return states
+
+
+@pytest.mark.processes
+def test_two_processes_learn_what_one_learns_on_the_joined_batch() -> None:
+    expected = train_all()
+    assert sum(bool(KINDS[kind]().codebooks) for kind in expected) > 6
+    for found in run_in_processes(train_all, 2):
+        for kind, state in expected.items():
+            for name, tensor in state.items():
+                assert torch.allclose(found[kind][name].double(), tensor.double(), rtol=1e-9, atol=1e-9), (kind, name)

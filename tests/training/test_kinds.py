@@ -1,0 +1,85 @@
+"""Every kind of quantizer through the stages, from its lines in YAML to codes on disk and numbers of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hvq.config import RunConfig
+from hvq.data import CodeFolder, build_sources
+from hvq.data.pixels import bytes_to_model
+from hvq.errors import ConfigurationError
+from hvq.evaluation.evaluate import evaluate
+from hvq.storage import RunFolder, load_autoencoder
+from hvq.training import extract_codes, fit_autoencoder, fit_prior
+from hvq.training.processes import make_accelerator
+from tests.runs import changed, tiny_config, write_images
+
+KINDS: dict[str, dict[str, Any]] = {
+    "cosine": {"kind": "vector", "metric": "cosine", "estimator": "rotation"},
+    "heads": {"kind": "vector", "heads": 2, "projection_dimension": 4, "learning": "gradient"},
+    "diveq": {"kind": "vector", "learning": "gradient", "estimator": "diveq"},
+    "residual": {"kind": "residual", "num_quantizers": 3, "dropout": 0.3},
+    "shared": {"kind": "residual", "num_quantizers": 3, "shared": True},
+    "residual finite scalar": {"kind": "residual", "num_quantizers": 2, "inner": {"kind": "finite_scalar"}},
+    "finite_scalar": {"kind": "finite_scalar"},
+    "lookup_free": {"kind": "lookup_free", "groups": 2},
+    "spherical": {"kind": "lookup_free", "spherical": True},
+    "sim": {"kind": "sim"},
+    "gumbel": {"kind": "gumbel"},
+}
+SEVERAL = {"heads": 2, "residual": 3, "shared": 3, "residual finite scalar": 2, "lookup_free": 2}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def config_of(images: Path, kind: str, **changes: Any) -> RunConfig:
+    fields = {
+        "autoencoder__levels__top__quantizer": KINDS[kind],
+        "autoencoder__levels__top__codebook_size": 16,
+        "autoencoder__levels__top__code_dimension": 4,
+        "autoencoder_training__steps": 3,
+        "priors": {},
+    }
+    return changed(tiny_config(images), **(fields | changes))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_goes_from_yaml_to_codes_and_numbers(kind: str, images: Path, tmp_path: Path) -> None:
+    config, run = config_of(images, kind), RunFolder(tmp_path)
+    sources = build_sources(config.data, config.seed)
+    fit_autoencoder(config, run)
+    extract_codes(config, run)
+    loaded, _ = load_autoencoder(run.autoencoder)
+    pixels = bytes_to_model(torch.stack([sources.validation.image(i) for i in range(config.chunk_size)]))
+    codes = loaded.encode(pixels)
+    stored = CodeFolder(run.codes, "validation").fetch(np.arange(config.chunk_size)).codes
+    assert all(torch.equal(stored[name], codes[name]) for name in ("top", "bottom"))
+    assert codes["top"].shape[3:] == ((SEVERAL[kind],) if kind in SEVERAL else ())
+    with torch.no_grad():
+        assert torch.equal(loaded.decode(codes), loaded(pixels).reconstruction)
+    levels = evaluate(config, run, accelerator=make_accelerator(config, run))["levels"]
+    assert 0 < levels["top"]["usage"] <= 1
+    assert 1 <= levels["top"]["perplexity"] <= 16
+
+
+def test_priors_say_that_they_learn_one_code_per_position(images: Path, tmp_path: Path) -> None:
+    config, run = config_of(images, "heads"), RunFolder(tmp_path)
+    fit_autoencoder(config, run)
+    extract_codes(config, run)
+    with pytest.raises(ConfigurationError, match="one code per position, and top has several"):
+        fit_prior(config, run, "bottom")
+
+
+def test_what_does_not_go_together_is_refused_before_anything_is_read(images: Path, tmp_path: Path) -> None:
+    config = config_of(images, "finite_scalar", autoencoder__levels__top__codebook_size=17)
+    with pytest.raises(ConfigurationError, match=r"autoencoder\.levels\.top: .*17"):
+        fit_autoencoder(config, RunFolder(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
