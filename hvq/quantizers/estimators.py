@@ -47,17 +47,24 @@ class _StraightThroughWithErrors(torch.autograd.Function):
     @staticmethod
     def forward(latents: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         errors = latents - vectors
-        return vectors.view_as(vectors), torch.linalg.vecdot(errors, errors), errors
+        # A norm is summed in one pass, where a product of the errors with themselves would take memory of its own.
+        return vectors.view_as(vectors), torch.linalg.vector_norm(errors, dim=1).square(), errors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(output[2])
+        # Otherwise zeros as large as the latents would be made for what has no gradient.
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
         of_vectors, of_squared_errors, _ = gradients
         (errors,) = ctx.saved_tensors
+        if of_squared_errors is None:
+            return of_vectors, None
+        if of_vectors is None:
+            return errors * (2 * of_squared_errors.unsqueeze(1)), None
         return torch.addcmul(of_vectors, errors, of_squared_errors.unsqueeze(1), value=2), None
 
 

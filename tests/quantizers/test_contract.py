@@ -221,6 +221,15 @@ def train_double(quantizer: Quantizer, micro_batches: int) -> None:
     train(quantizer, micro_batches=micro_batches)
 
 
+@every
+def test_learning_writes_into_buffers_and_replaces_none(kind: str) -> None:
+    """A buffer that is assigned anew is no longer the one that a wrapper for parallel training knows."""
+    quantizer = make(kind)
+    places = {name: (id(buffer), buffer.data_ptr()) for name, buffer in quantizer.named_buffers()}
+    train(quantizer)
+    assert {name: (id(buffer), buffer.data_ptr()) for name, buffer in quantizer.named_buffers()} == places
+
+
 # --- precision ---
 
 

@@ -50,3 +50,29 @@ def test_two_processes_learn_what_one_learns_on_the_joined_batch() -> None:
         for kind, state in expected.items():
             for name, tensor in state.items():
                 assert torch.allclose(found[kind][name].double(), tensor.double(), rtol=1e-9, atol=1e-9), (kind, name)
+
+
+def two_forwards_through_ddp() -> list[float]:
+    """Looks at some latents between forward and backward, on one process only, as a preview does."""
+    reduction = current_reduction()
+    norms = []
+    for kind in ("vector gradient", "residual", "sim", "lookup_free projection"):
+        torch.manual_seed(3)
+        encoder = torch.nn.Conv2d(DIMENSION, DIMENSION, 1)
+        quantizer = KINDS[kind]()
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(encoder, quantizer))
+        first, second = model(batch_of(0).float()), model(batch_of(1).float())
+        if reduction.rank == 0:
+            model.module.eval()(batch_of(2).float())
+            model.module.train()
+        total = sum(result.vectors.square().mean() + sum(result.losses.values()) for result in (first, second))
+        total.backward()
+        norms.append(float(encoder.weight.grad.norm()))
+    return norms
+
+
+@pytest.mark.processes
+def test_two_forwards_through_ddp_and_a_preview_on_one_process_harm_nothing() -> None:
+    one, other = run_in_processes(two_forwards_through_ddp, 2)
+    assert one == other
+    assert all(norm > 0 for norm in one)

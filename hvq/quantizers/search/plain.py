@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,11 +50,12 @@ class _Tiles:
         size = -(-min(tile, len(codebook)) // _GROUP) * _GROUP
         missing = -len(codebook) % size
         self.last = len(codebook) - 1
-        codebook = functional.pad(codebook, (0, 0, 0, missing)).view(-1, size // _GROUP, _GROUP, codebook.shape[1])
-        half_norms = functional.pad(half_norms, (0, missing), value=torch.inf).view(-1, size // _GROUP, _GROUP)
-        self.number, self.size = len(codebook), size
-        self.codebooks = codebook.transpose(1, 2).reshape(self.number, size, -1)
-        self.half_norms = half_norms.transpose(1, 2).reshape(self.number, size)
+        codebook = functional.pad(codebook, (0, 0, 0, missing))
+        half_norms = functional.pad(half_norms, (0, missing), value=torch.inf)
+        self.number, self.size = len(codebook) // size, size
+        columns = size // _GROUP
+        self.codebooks = rearrange(codebook, "(t c g) d -> t (g c) d", c=columns, g=_GROUP)
+        self.half_norms = rearrange(half_norms, "(t c g) -> t (g c)", c=columns, g=_GROUP)
 
     def scores(self, latents: Tensor, tile: int) -> Tensor:
         """½‖e‖² - z·e, which orders codes as the distance does, `[rows, C]`."""
