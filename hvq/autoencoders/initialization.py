@@ -47,7 +47,7 @@ def initialize_codebooks(
     was_training = model.training
     model.eval()
     for name, quantizer in model.quantizers.items():
-        if not quantizer.codebooks:
+        if not quantizer.starts_from_latents:
             continue
         latents = []
         for batch in images:
@@ -63,7 +63,7 @@ def _enough_batches(model: Autoencoder, batches: Iterable[Tensor], num_processes
     wanted = {
         name: _LATENTS_PER_CODE * quantizer.codebook_size
         for name, quantizer in model.quantizers.items()
-        if quantizer.codebooks
+        if quantizer.starts_from_latents
     }
     for batch in batches:
         taken.append(batch)

@@ -21,7 +21,7 @@ from hvq.histograms import count_codes
 from hvq.quantizers.codebook import Codebook, CodebookStatistics
 
 # Buffers that follow training and say nothing of which codes latents get.
-LEARNING_STATE = ("moving_counts", "moving_sums", "steps", "initialized")
+LEARNING_STATE = ("moving_counts", "moving_sums", "steps", "initialized", "started")
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,11 @@ class Quantizer(nn.Module, ABC):
     def learns(self) -> bool:
         """Whether a forward gives statistics: in training, unless frozen."""
         return self.training and not self.frozen
+
+    @property
+    def starts_from_latents(self) -> bool:
+        """Whether there is a codebook that `initialize` sets."""
+        return bool(self.codebooks)
 
     @property
     def initialized(self) -> bool:

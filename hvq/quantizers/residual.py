@@ -66,6 +66,16 @@ class ResidualQuantizer(Quantizer):
         own: list[Quantizer] = list(self.quantizers)  # type: ignore[arg-type]  # ModuleList is typed as any module
         return tuple(codebook for quantizer in own for codebook in quantizer.codebooks)
 
+    @property
+    def starts_from_latents(self) -> bool:
+        """Whether any of the quantizers does."""
+        return any(quantizer.starts_from_latents for quantizer in self._row())
+
+    @property
+    def initialized(self) -> bool:
+        """Whether all quantizers in the row are."""
+        return all(quantizer.initialized for quantizer in self._row())
+
     def _row(self) -> list[Quantizer]:
         own: list[Quantizer] = list(self.quantizers)  # type: ignore[arg-type]
         return own * self.codes_per_position if self.shared else own

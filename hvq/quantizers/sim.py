@@ -8,18 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hvq.distributed import Reduction
 from hvq.errors import ConfigurationError
 from hvq.quantizers.base import FlatResult, Quantizer
 from hvq.quantizers.estimators import rotation, straight_through_with_errors
+from hvq.quantizers.kmeans import kmeans
 from hvq.quantizers.losses import masked_mean
 from hvq.quantizers.search import nearest_code
 
 
 class SimQuantizer(Quantizer):
-    """Nearest vector of a codebook W C: C is drawn once and stays, W is learned.
+    """Nearest vector of a codebook W C: C stays as it is, W is learned.
 
-    A step moves W, and with it all codes at once, those that no latent chose too; so codes do not die one by one, and
-    need no care.
+    A step moves W, and with it all codes at once, those that no latent chose too; so codes do not die one by one. C is
+    drawn at random, as in the paper, and where latents are at hand before the first step replaced by their k-means.
 
     Args:
         codebook_size: K.
@@ -38,6 +40,7 @@ class SimQuantizer(Quantizer):
     """
 
     fixed_vectors: Tensor
+    started: Tensor
 
     def __init__(
         self,
@@ -52,8 +55,9 @@ class SimQuantizer(Quantizer):
         self.estimator = estimator
         self.register_buffer("fixed_vectors", torch.randn(codebook_size, code_dimension) * code_dimension**-0.5)
         self.map = nn.Linear(code_dimension, code_dimension, bias=False)
-        # The map starts as a rotation, which keeps the scale of the codebook whatever D is.
-        nn.init.orthogonal_(self.map.weight)
+        # The map starts by doing nothing, which keeps the scale of the codebook whatever D is.
+        nn.init.eye_(self.map.weight)
+        self.register_buffer("started", torch.tensor(False))
 
     def quantize(self, latents: Tensor, weights: Tensor | None) -> FlatResult:
         """Quantize latents `[N, D]`; those whose `weights` are False count in no loss."""
@@ -79,6 +83,25 @@ class SimQuantizer(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[N, D]` of codes `[N]`; the whole codebook is mapped, in the arithmetic of `quantize`."""
         return functional.embedding(codes, self.map(self.fixed_vectors))
+
+    @property
+    def starts_from_latents(self) -> bool:
+        """Whether there is a codebook that `initialize` sets."""
+        return True
+
+    @property
+    def initialized(self) -> bool:
+        """Whether the codebook has had its k-means; kept in checkpoints."""
+        return bool(self.started)
+
+    @torch.no_grad()
+    def initialize(self, latents: Tensor, num_steps: float, reduction: Reduction) -> None:
+        """Set the fixed codebook by k-means over `latents` `[n, D]` of all processes."""
+        clusters = kmeans(reduction.concatenate(latents.detach().to(self.fixed_vectors.dtype)), self.codebook_size)
+        found = torch.where(clusters.alive.unsqueeze(1), clusters.centroids, self.fixed_vectors)
+        self.fixed_vectors.copy_(reduction.first(found))
+        nn.init.eye_(self.map.weight)
+        self.started.fill_(True)
 
     def no_residual_reason(self) -> str | None:
         """Why this quantizer cannot stand in a row of residual quantizers; None where it can."""

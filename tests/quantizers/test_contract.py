@@ -165,7 +165,7 @@ def test_evaluation_before_training_starts_no_kmeans(kind: str) -> None:
     before = state(quantizer)
     quantizer(some_latents())
     assert changed(quantizer, before) == []
-    assert quantizer.initialized == (not quantizer.codebooks)
+    assert quantizer.initialized == (not quantizer.starts_from_latents)
 
 
 @every

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hvq.distributed import Reduction
 from hvq.errors import ConfigurationError
 from hvq.quantizers import SimQuantizer
 
@@ -45,6 +46,23 @@ def test_a_step_moves_codes_that_no_latent_chose_too() -> None:
 def test_the_codebook_starts_at_the_same_scale_whatever_its_dimension(dimension: int) -> None:
     vectors = SimQuantizer(codebook_size=499, code_dimension=dimension).lookup(torch.arange(499))
     assert 0.8 < float(vectors.detach().square().sum(dim=1).mean()) < 1.2
+
+
+def test_kmeans_sets_the_fixed_codebook_and_is_kept_with_the_weights() -> None:
+    torch.manual_seed(0)
+    heaps = 10 * torch.randn(7, 3)
+    latents = heaps.repeat_interleave(31, dim=0) + 1e-3 * torch.randn(217, 3)
+    quantizer = SimQuantizer(codebook_size=11, code_dimension=3)
+    quantizer.initialize(latents, 1, Reduction())
+    assert float(quantizer(latents.T.unsqueeze(0)).losses["commitment"].detach()) < 1e-5
+    assert bool(quantizer.fixed_vectors.isfinite().all())
+    loaded = SimQuantizer(codebook_size=11, code_dimension=3)
+    assert not loaded.initialized
+    loaded.load_state_dict(quantizer.state_dict())
+    assert loaded.initialized
+    few = SimQuantizer(codebook_size=11, code_dimension=3)
+    few.initialize(heaps[:2].repeat(5, 1), 1, Reduction())
+    assert len(few.lookup(torch.arange(11)).unique(dim=0)) == 11, "codes beyond the latents stay apart"
 
 
 def test_the_mean_vector_is_the_mean_of_the_codebook() -> None:

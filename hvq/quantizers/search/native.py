@@ -67,7 +67,7 @@ def _library() -> ctypes.CDLL | None:
     # A machine may lack what it takes in many ways, and none of them is a reason to stop.
     try:
         return compile_library()
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
 
 
@@ -79,6 +79,7 @@ def compile_library(*flags: str) -> ctypes.CDLL:
 
     Raises:
         OSError: where there is no compiler, or nothing can be written.
+        RuntimeError: where the user has no home folder.
         subprocess.SubprocessError: where it does not compile.
     """
     compiler = next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
