@@ -74,13 +74,15 @@ typedef __m256 floats;
 #define GROUP (LANES * VECTORS) /* codes that meet a tile at a time */
 #define CHUNK (32 * ROWS)       /* latents that share a scale and go through all blocks together */
 #define ALIGNMENT 64
-/* Scores of the integer tier stay below 2^30, half of what 32 bits hold; sums may pass through larger values, since
- * additions wrap around. Codes have norms of up to 2^15. */
-#define LARGEST_SCORE 1073741824.0
+/* Norms of codes and latents in 16-bit integers, with one to spare for rounding. So scores of the integer tier stay below
+ * 2^30, half of what 32 bits hold; sums may pass through larger values, since additions wrap around. */
 #define LARGEST_CODE 32767.0
+#define LARGEST_LATENT 32766.0
+#define LARGEST_SCORE (LARGEST_CODE * LARGEST_LATENT)
 #define FAR_INT 2147483647
-/* Scores of longer vectors would not fit float32. */
+/* Scores of longer vectors would not fit float32, nor those of a codebook of shorter ones. */
 #define LARGEST_NORM 1e18
+#define LEAST_NORM 1e-15
 /* Share of a chunk's latents that may need the second tier before the first is given up. */
 #define MOST_UNSETTLED 0.25
 
@@ -168,10 +170,10 @@ static double quantize(const float *x, double scale, int64_t dimension, int64_t 
 
 /* ---------------------------------------------------------------- codes */
 
-static void pack_ints(Codes *codes) {
+static void pack_ints(Codes *codes, int threads) {
     codes->scale = LARGEST_CODE / codes->largest_norm;
     double largest_rounded = 0, largest_residual = 0;
-#pragma omp parallel for schedule(static) reduction(max : largest_rounded, largest_residual)
+#pragma omp parallel for schedule(static) reduction(max : largest_rounded, largest_residual) num_threads(threads)
     for (int64_t b = 0; b < codes->blocks; b++) {
         for (int64_t i = 0; i < codes->block_size; i++) {
             int64_t j = b * codes->block_size + i;
@@ -196,8 +198,8 @@ static void pack_ints(Codes *codes) {
     codes->largest_residual = largest_residual;
 }
 
-static void pack_floats(Codes *codes) {
-#pragma omp parallel for schedule(static)
+static void pack_floats(Codes *codes, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t b = 0; b < codes->blocks; b++) {
         for (int64_t i = 0; i < codes->block_size; i++) {
             int64_t j = b * codes->block_size + i;
@@ -514,19 +516,14 @@ int hvq_nearest(const float *latents, int64_t number, const float *vectors, int6
         if (length > largest) largest = length;
     }
     codes.largest_norm = largest;
-    if (!(largest > 0)) { /* one vector, however often: the first is the nearest */
-        memset(result, 0, sizeof(int64_t) * number);
-        free_codes(&codes);
-        return 0;
-    }
-    if (!(largest < LARGEST_NORM)) {
+    if (!(largest > LEAST_NORM && largest < LARGEST_NORM)) {
 #pragma omp parallel for schedule(dynamic, CHUNK) num_threads(threads)
         for (int64_t i = 0; i < number; i++) result[i] = scan(&codes, latents + i * dimension);
         free_codes(&codes);
         return 0;
     }
-    if (first_tier) pack_ints(&codes);
-    pack_floats(&codes);
+    if (first_tier) pack_ints(&codes, threads);
+    pack_floats(&codes, threads);
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {

@@ -93,6 +93,23 @@ def test_latents_of_very_different_lengths_share_a_chunk(name: str) -> None:
     assert torch.equal(native.call(build(name), latents, codebook), nearest_in_float64(latents, codebook))
 
 
+@every_build
+@pytest.mark.parametrize("distance", [1e2, 1e4, 1e8])
+def test_latents_far_from_all_codes_fill_16_bits_and_no_more(name: str, distance: float) -> None:
+    codebook = torch.linspace(-1, 1, 67).unsqueeze(1)
+    latents = torch.cat([torch.full((7, 1), distance), torch.full((5, 1), -distance), torch.randn(31, 1)])
+    assert torch.equal(native.call(build(name), latents, codebook), nearest_in_float64(latents, codebook))
+
+
+@every_build
+@both_tiers
+@pytest.mark.parametrize("scale", [0.0, 1e-44, 1e-36, 1e-18, 1e17])
+def test_lengths_at_the_ends_of_float32(name: str, first_tier: int, scale: float) -> None:
+    codebook, latents = torch.randn(67, 5) * scale, torch.randn(101, 5) * scale
+    found = native.call(build(name), latents, codebook, first_tier=first_tier)
+    assert torch.equal(found, nearest_in_float64(latents, codebook))
+
+
 def test_lengths_beyond_float32_scores_and_strides_are_taken() -> None:
     codebook = torch.tensor([[0.0, 0.0], [1e19, 0.0], [0.0, -3e19]])
     latents = torch.tensor([[2e19, 1.0], [1.0, -1e20], [1.0, 2.0], [3e20, 0.0]])
