@@ -286,7 +286,10 @@ def peak_mib(what: str, implementation: str, size: Size, device: str, file: Path
     words = ["--peak", what, implementation, *map(str, size), "--device", device]
     words += ["--latents", str(file)] if file else []
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
-    return float(done.stdout) if done.returncode == 0 else None
+    if done.returncode:
+        print(f"no peak of {what} by {implementation}: {done.stderr[-500:]}", file=sys.stderr)
+        return None
+    return float(done.stdout)
 
 
 def print_peak(what: str, implementation: str, size: Size, device: str, file: Path | None) -> None:
