@@ -1,22 +1,13 @@
 /* Nearest codebook vector of every latent: the index of the least ‖x - e_j‖², ties to the lowest index.
  *
- * Scores are ½‖e_j‖² - x·e_j, which order codes as distances do, of latents and codes about a common center. Up to four
- * tiers, each for the latents that those before it could not settle:
+ * Three tiers. The first scores all codes in 16-bit integers, twice as many products an instruction as float32, and
+ * bounds its own error. A code that no other one reaches within twice that bound is the answer; a few that do are
+ * compared by their distances in float64; a row where more may do so goes to the second tier, the same in float32, and
+ * from there, if ever, to a scan in float64. So the answer is that of float64, and only the time depends on the data.
  *
- * reduced  Scores bounded from below by 16 numbers per vector: coordinates x_p along the principal directions of the
- *          codebook, and the length ‖x_r‖ of what they leave, since x·e <= x_p·e_p + ‖x_r‖ ‖e_r‖ (Cauchy-Schwarz).
- *          Trained latents vary along few directions, so that hardly any other code comes below the score of the best.
- * ints     All dimensions in 16-bit integers, twice as many products an instruction as float32.
- * floats   All dimensions in float32.
- * scan     Every code by itself.
- *
- * The first three bound their own error. They leave a few codes that may be the nearest; those are scored in float32, and
- * what is too close even for that is compared by distances in float64. So the answer is that of float64, and only the
- * time depends on the data.
- *
- * In a tier, a tile of ROWS latents meets a block of codes in registers. Of each block only the least score in each lane
- * is kept, and of those the two least; the codes of the few lanes and blocks that matter are looked at again. A latent is
- * not settled where the second least of a lane matters too.
+ * Scores are ½‖e_j‖² - x·e_j, which order codes as distances do, of latents and codes about a common center. A tile of
+ * ROWS latents meets a block of codes in registers; of each block, only the least score in each lane is kept, and later
+ * the few codes of that lane and block are looked at again.
  */
 #include <float.h>
 #include <math.h>
@@ -83,59 +74,50 @@ typedef __m256 floats;
 #define GROUP (LANES * VECTORS) /* codes that meet a tile at a time */
 #define CHUNK (32 * ROWS)       /* latents that share a scale and go through all blocks together */
 #define ALIGNMENT 64
-#define REDUCED 16              /* numbers per vector in the reduced tier: directions, and the length of the rest */
-/* Integers of both sides reach up to LARGEST_INT and scores up to its square, half of what 32 bits hold; sums may pass
- * through larger values, since additions wrap around. */
-#define LARGEST_INT 32767.0
-#define LARGEST_SCORE (LARGEST_INT * LARGEST_INT)
+/* Norms of codes and latents in 16-bit integers, with one to spare for rounding. So scores of the integer tier stay below
+ * 2^30, half of what 32 bits hold; sums may pass through larger values, since additions wrap around. */
+#define LARGEST_CODE 32767.0
+#define LARGEST_LATENT 32766.0
+#define LARGEST_SCORE (LARGEST_CODE * LARGEST_LATENT)
 #define FAR_INT 2147483647
-/* Scores of longer vectors would not fit float32. */
+/* Scores of longer vectors would not fit float32, nor those of a codebook of shorter ones. */
 #define LARGEST_NORM 1e18
-/* Fewer latents than that are not worth the packing of codes. */
-#define FEW 8
-/* A tier that leaves more than this share of latents unsettled, in so many chunks, is tried on every EIGHTH chunk only. */
+#define LEAST_NORM 1e-15
+/* Share of a chunk's latents that may need the second tier before the first is given up. */
 #define MOST_UNSETTLED 0.25
-#define TRIAL_CHUNKS 2
-#define EIGHTH 8
-
-enum { FLOATS, INTS, REDUCED_INTS };
 
 typedef struct {
-    int64_t size, dimension;    /* K and D */
-    int64_t blocks, block_size; /* of codes; K is padded to whole blocks */
-    const float *vectors;       /* [K, D] as given */
-    const float *center;        /* [D] */
-    const float *directions;    /* [D, REDUCED], orthonormal columns and a last one of zeros */
-    float *centered;            /* [K, D] */
-    double *norms, *half_norms; /* [K], ‖e‖ and ½‖e‖² about the center */
+    int64_t size, dimension;     /* K and D */
+    int64_t blocks, block_size;  /* of codes; K is padded to whole blocks */
+    int64_t pairs;               /* pairs of dimensions, D / 2 rounded up */
+    int64_t row;                 /* D padded to whole vectors of 16-bit integers */
+    const float *vectors;        /* [K, D] as given */
+    const float *center;         /* [D] */
+    float *centered;             /* [K, D] */
+    double *half_norms;          /* [K] */
     double largest_norm;
+    /* integer tier */
+    double scale;
+    double largest_rounded_norm, largest_residual; /* ‖ê‖ and ‖ê - scale e‖ over all codes */
+    int16_t *int_rows;           /* [K, row] */
+    int16_t *int_panels;         /* [blocks, block / GROUP, pairs, VECTORS, LANES, 2] */
+    /* float tier */
+    float *float_panels;         /* [blocks, block / GROUP, D, VECTORS, LANES] */
+    float *float_half_norms;     /* [blocks * block] */
 } Codes;
-
-/* Codes as a tier needs them. */
-typedef struct {
-    int kind;
-    int64_t dimension;                       /* numbers per vector: D or REDUCED */
-    int64_t pairs;                           /* half of it, rounded up */
-    int16_t *ints;                           /* [blocks, block / GROUP, pairs, VECTORS, LANES, 2] */
-    double scale;                            /* of those integers */
-    double largest_rounded, largest_residual; /* ‖ê‖ and ‖ê - scale e‖ over all codes */
-    float *floats;                           /* [blocks, block / GROUP, D, VECTORS, LANES] */
-    float *half_norms;                       /* [blocks * block] */
-} Tier;
 
 /* What one thread holds of a chunk. */
 typedef struct {
-    int64_t rows[CHUNK];   /* which latents */
-    double norms[CHUNK];   /* ‖x‖, about the center */
-    double errors[CHUNK];  /* by how much a score of the tier may exceed the true one */
-    float *centered;       /* [CHUNK, D] */
-    float *reduced;        /* [CHUNK, REDUCED] */
-    int16_t *rounded;      /* [2 * pairs] */
-    int32_t *int_tiles;    /* [CHUNK / ROWS, pairs, ROWS] */
-    float *float_tiles;    /* [CHUNK / ROWS, D, ROWS] */
-    int32_t *biases;       /* [blocks * block] */
+    int64_t rows[CHUNK];         /* which latents */
+    double norms[CHUNK];         /* ‖x‖, about the center */
+    double residuals[CHUNK];     /* ‖x̂ - scale x‖ */
+    float *centered;             /* [CHUNK, D] */
+    int16_t *int_rows;           /* [CHUNK, row] */
+    int32_t *int_tiles;          /* [CHUNK / ROWS, pairs, ROWS] */
+    float *float_tiles;          /* [CHUNK / ROWS, D, ROWS] */
+    int32_t *biases;             /* [blocks * block] */
     union { int32_t i[LANES]; float f[LANES]; } *best, *second; /* [CHUNK] */
-    int32_t *block;        /* [CHUNK, LANES] */
+    int32_t *block;              /* [CHUNK, LANES] */
 } Chunk;
 
 static void *allocate(size_t bytes) {
@@ -153,11 +135,15 @@ static double distance(const float *restrict a, const float *restrict b, int64_t
     return sum;
 }
 
-static float dot(const float *restrict a, const float *restrict b, int64_t dimension) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < dimension; d++) sum += a[d] * b[d];
-    return sum;
+/* Wraps around, as in the kernel; `length` is a multiple of 32. */
+static int32_t int_dot(const int16_t *restrict a, const int16_t *restrict b, int64_t length) {
+    int32_t sums[LANES] __attribute__((aligned(ALIGNMENT)));
+    ints sum = INT_SET(0);
+    for (int64_t d = 0; d < length; d += 2 * LANES) sum = INT_DOT(sum, INT_LOAD(a + d), INT_LOAD(b + d));
+    INT_STORE(sums, sum);
+    uint32_t total = 0;
+    for (int lane = 0; lane < LANES; lane++) total += (uint32_t)sums[lane];
+    return (int32_t)total;
 }
 
 static double norm(const float *x, int64_t dimension) {
@@ -167,127 +153,64 @@ static double norm(const float *x, int64_t dimension) {
     return sqrt(sum);
 }
 
-/* Rounds scale * x to 16-bit integers, and fills up with 0; returns ‖rounded - scale x‖. */
-static double quantize(const float *x, double scale, int64_t dimension, int64_t padded, int16_t *rounded) {
+/* Rounds scale * x to 16-bit integers; returns ‖rounded - scale x‖. */
+static double quantize(const float *x, double scale, int64_t dimension, int64_t row, int16_t *rounded) {
     double residual = 0;
     float factor = (float)scale;
 #pragma omp simd reduction(+ : residual)
     for (int64_t d = 0; d < dimension; d++) {
-        float nearest = rintf(x[d] * factor);
+        float exact = x[d] * factor, nearest = rintf(exact);
         rounded[d] = (int16_t)nearest;
         double error = (double)nearest - (double)x[d] * scale;
         residual += error * error;
     }
-    for (int64_t d = dimension; d < padded; d++) rounded[d] = 0;
+    for (int64_t d = dimension; d < row; d++) rounded[d] = 0;
     return sqrt(residual);
-}
-
-/* Share of ‖x‖ by which coordinates in float32 may be off, with directions that are orthonormal but for rounding. */
-static double coordinate_error(int64_t dimension) { return (double)(2 * dimension + 32) * FLT_EPSILON; }
-
-/* Coordinates along the directions, and an upper bound of what is left, whatever rounding does. */
-static void reduce(const Codes *codes, const float *x, double length, float *reduced) {
-    floats sums[REDUCED / LANES];
-    for (int v = 0; v < REDUCED / LANES; v++) sums[v] = FLOAT_SET(0.0f);
-    for (int64_t d = 0; d < codes->dimension; d++)
-        for (int v = 0; v < REDUCED / LANES; v++)
-            sums[v] = FLOAT_FNMA(FLOAT_SET(-x[d]), FLOAT_LOAD(codes->directions + d * REDUCED + v * LANES), sums[v]);
-    for (int v = 0; v < REDUCED / LANES; v++) FLOAT_STORE(reduced + v * LANES, sums[v]);
-    double covered = 0;
-    for (int c = 0; c < REDUCED - 1; c++) covered += (double)reduced[c] * (double)reduced[c];
-    double rest = length * length - covered;
-    rest = (rest > 0 ? rest : 0) + 3 * coordinate_error(codes->dimension) * length * length;
-    reduced[REDUCED - 1] = (float)(sqrt(rest) * (1 + FLT_EPSILON));
 }
 
 /* ---------------------------------------------------------------- codes */
 
-/* Integers of the codes `[K, dimension]`, whose norms are at most `largest`; a group of codes is turned in the cache. */
-static int pack_ints(const Codes *codes, Tier *tier, const float *numbers, double largest, int threads) {
-    int64_t width = 2 * tier->pairs, groups = codes->blocks * codes->block_size / GROUP;
+static void pack_ints(Codes *codes, int threads) {
+    codes->scale = LARGEST_CODE / codes->largest_norm;
     double largest_rounded = 0, largest_residual = 0;
-    int failed = 0;
-    tier->scale = LARGEST_INT / largest;
-#pragma omp parallel reduction(max : largest_rounded, largest_residual) num_threads(threads)
-    {
-        int16_t *rounded = allocate(sizeof(int16_t) * GROUP * width);
-        if (!rounded) {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp for schedule(static)
-        for (int64_t g = 0; g < groups; g++) {
-            if (!rounded) continue;
-            for (int64_t i = 0; i < GROUP; i++) {
-                int64_t j = g * GROUP + i;
-                if (j >= codes->size) {
-                    memset(rounded + i * width, 0, sizeof(int16_t) * width);
-                    continue;
-                }
-                double residual = quantize(numbers + j * tier->dimension, tier->scale, tier->dimension, width, rounded + i * width);
-                double length = norm(numbers + j * tier->dimension, tier->dimension) * tier->scale + residual;
-                if (residual > largest_residual) largest_residual = residual;
-                if (length > largest_rounded) largest_rounded = length;
+#pragma omp parallel for schedule(static) reduction(max : largest_rounded, largest_residual) num_threads(threads)
+    for (int64_t b = 0; b < codes->blocks; b++) {
+        for (int64_t i = 0; i < codes->block_size; i++) {
+            int64_t j = b * codes->block_size + i;
+            int16_t *panel = codes->int_panels +
+                             (b * (codes->block_size / GROUP) + i / GROUP) * codes->pairs * GROUP * 2 + (i % GROUP) * 2;
+            if (j >= codes->size) {
+                for (int64_t p = 0; p < codes->pairs; p++) panel[p * GROUP * 2] = panel[p * GROUP * 2 + 1] = 0;
+                continue;
             }
-            for (int64_t p = 0; p < tier->pairs; p++)
-                for (int64_t i = 0; i < GROUP; i++)
-                    memcpy(tier->ints + ((g * tier->pairs + p) * GROUP + i) * 2, rounded + i * width + 2 * p, sizeof(int32_t));
+            int16_t *rounded = codes->int_rows + j * codes->row;
+            double residual = quantize(codes->centered + j * codes->dimension, codes->scale, codes->dimension, codes->row, rounded);
+            double length = norm(codes->centered + j * codes->dimension, codes->dimension) * codes->scale + residual;
+            if (residual > largest_residual) largest_residual = residual;
+            if (length > largest_rounded) largest_rounded = length;
+            for (int64_t p = 0; p < codes->pairs; p++) {
+                panel[p * GROUP * 2] = rounded[2 * p];
+                panel[p * GROUP * 2 + 1] = 2 * p + 1 < codes->row ? rounded[2 * p + 1] : 0;
+            }
         }
-        free(rounded);
     }
-    tier->largest_rounded = largest_rounded;
-    tier->largest_residual = largest_residual;
-    return !failed;
+    codes->largest_rounded_norm = largest_rounded;
+    codes->largest_residual = largest_residual;
 }
 
-static void pack_floats(const Codes *codes, Tier *tier, int threads) {
-    int64_t groups = codes->blocks * codes->block_size / GROUP, dimension = codes->dimension;
+static void pack_floats(Codes *codes, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t g = 0; g < groups; g++) {
-        for (int64_t d = 0; d < dimension; d++)
-            for (int64_t i = 0; i < GROUP; i++) {
-                int64_t j = g * GROUP + i;
-                tier->floats[(g * dimension + d) * GROUP + i] = j < codes->size ? codes->centered[j * dimension + d] : 0.0f;
-            }
-        for (int64_t j = g * GROUP; j < (g + 1) * GROUP; j++)
-            tier->half_norms[j] = j < codes->size ? (float)codes->half_norms[j] : INFINITY;
+    for (int64_t b = 0; b < codes->blocks; b++) {
+        for (int64_t i = 0; i < codes->block_size; i++) {
+            int64_t j = b * codes->block_size + i;
+            float *panel = codes->float_panels +
+                           (b * (codes->block_size / GROUP) + i / GROUP) * codes->dimension * GROUP + i % GROUP;
+            int beyond = j >= codes->size;
+            for (int64_t d = 0; d < codes->dimension; d++)
+                panel[d * GROUP] = beyond ? 0.0f : codes->centered[j * codes->dimension + d];
+            codes->float_half_norms[j] = beyond ? INFINITY : (float)codes->half_norms[j];
+        }
     }
-}
-
-static void free_tier(Tier *tier) { free(tier->ints), free(tier->floats), free(tier->half_norms); }
-
-static int pack_reduced(const Codes *codes, Tier *tier, int threads) {
-    float *reduced = allocate(sizeof(float) * codes->size * REDUCED);
-    if (!reduced) return 0;
-    double largest = 0;
-#pragma omp parallel for schedule(static) reduction(max : largest) num_threads(threads)
-    for (int64_t j = 0; j < codes->size; j++) {
-        reduce(codes, codes->centered + j * codes->dimension, codes->norms[j], reduced + j * REDUCED);
-        double length = norm(reduced + j * REDUCED, REDUCED);
-        if (length > largest) largest = length;
-    }
-    int packed = pack_ints(codes, tier, reduced, largest, threads);
-    free(reduced);
-    return packed;
-}
-
-static int pack(const Codes *codes, Tier *tier, int kind, int threads) {
-    int64_t padded = codes->blocks * codes->block_size;
-    tier->kind = kind;
-    tier->dimension = kind == REDUCED_INTS ? REDUCED : codes->dimension;
-    tier->pairs = (tier->dimension + 1) / 2;
-    tier->ints = NULL, tier->floats = tier->half_norms = NULL;
-    if (kind == FLOATS) {
-        tier->floats = allocate(sizeof(float) * padded * codes->dimension);
-        tier->half_norms = allocate(sizeof(float) * padded);
-        if (!tier->floats || !tier->half_norms) return 0;
-        pack_floats(codes, tier, threads);
-        return 1;
-    }
-    tier->ints = allocate(sizeof(int16_t) * padded * tier->pairs * 2);
-    if (!tier->ints) return 0;
-    return kind == REDUCED_INTS ? pack_reduced(codes, tier, threads)
-                                : pack_ints(codes, tier, codes->centered, codes->largest_norm, threads);
 }
 
 /* ---------------------------------------------------------------- kernels: one tile of latents, one block of codes */
@@ -301,8 +224,9 @@ static int pack(const Codes *codes, Tier *tier, int kind, int threads) {
 #define EACH_VECTOR(DO, r) DO(r, 0) DO(r, 1) DO(r, 2) DO(r, 3)
 #endif
 
-static __attribute__((noinline)) void int_tile(int64_t pairs, int64_t groups, const int32_t *latents, const int16_t *panel,
+static __attribute__((noinline)) void int_tile(const Codes *codes, const int32_t *latents, const int16_t *panel,
                                                const int32_t *biases, int32_t *minima) {
+    int64_t pairs = codes->pairs, groups = codes->block_size / GROUP;
     for (int64_t g = 0; g < groups; g++) {
         const int16_t *code = panel + g * pairs * GROUP * 2;
         const int32_t *latent = latents;
@@ -329,8 +253,9 @@ static __attribute__((noinline)) void int_tile(int64_t pairs, int64_t groups, co
     }
 }
 
-static __attribute__((noinline)) void float_tile(int64_t dimension, int64_t groups, const float *latents, const float *panel,
+static __attribute__((noinline)) void float_tile(const Codes *codes, const float *latents, const float *panel,
                                                  const float *half_norms, float *minima) {
+    int64_t dimension = codes->dimension, groups = codes->block_size / GROUP;
     for (int64_t g = 0; g < groups; g++) {
         const float *code = panel + g * dimension * GROUP, *latent = latents;
 #define FLOAT_START(r, v) floats s##r##v = FLOAT_LOAD(half_norms + g * GROUP + v * LANES);
@@ -374,61 +299,32 @@ static inline void update_floats(Chunk *chunk, int64_t i, int32_t block, const f
     FLOAT_STORE(best, FLOAT_MIN(value, old));
 }
 
-/* ---------------------------------------------------------------- what a tier leaves */
+/* ---------------------------------------------------------------- tiers */
 
 typedef struct {
     const Codes *codes;
-    const float *latent, *centered; /* [D], as given and about the center */
-    double error;                   /* of a score in float32 */
-    int64_t code;                   /* the nearest so far, -1 for none */
-    double score;                   /* the least seen of it and of those too close to tell */
-    double distance;                /* its squared distance; negative while nobody asked for it */
+    const float *latent;
+    int64_t code;    /* the nearest so far, -1 for none */
+    double distance; /* its squared distance; negative while nobody asked for it */
 } Answer;
 
-static Answer no_answer(const Codes *codes, const float *latent, const float *centered, double length) {
-    /* Each of D products and sums rounds by half a unit in the last place of at most the largest score. */
-    double reach = codes->largest_norm * (0.5 * codes->largest_norm + length);
-    double error = (double)(codes->dimension + 8) * (FLT_EPSILON * reach + FLT_MIN);
-    return (Answer){codes, latent, centered, error, -1, INFINITY, -1.0};
-}
-
-/* Whether a code is nearer, or as near and lower, by distances in float64. */
-static int is_nearer(Answer *answer, int64_t code, double *other) {
-    int64_t dimension = answer->codes->dimension;
-    const float *vectors = answer->codes->vectors;
-    if (answer->distance < 0) answer->distance = distance(answer->latent, vectors + answer->code * dimension, dimension);
-    *other = distance(answer->latent, vectors + code * dimension, dimension);
-    return *other < answer->distance || (*other == answer->distance && code < answer->code);
-}
-
-static inline void consider(Answer *answer, int64_t code) {
+/* Another code that may be the nearest: distances are needed from the second one on. */
+static void consider(Answer *answer, int64_t code) {
     const Codes *codes = answer->codes;
-    double score = codes->half_norms[code] - (double)dot(answer->centered, codes->centered + code * codes->dimension, codes->dimension);
-    if (score > answer->score + 2 * answer->error) return;
-    double other = -1.0;
-    if (answer->code < 0 || score < answer->score - 2 * answer->error || is_nearer(answer, code, &other)) {
+    if (answer->code < 0) {
+        answer->code = code;
+        return;
+    }
+    if (answer->distance < 0)
+        answer->distance = distance(answer->latent, codes->vectors + answer->code * codes->dimension, codes->dimension);
+    double other = distance(answer->latent, codes->vectors + code * codes->dimension, codes->dimension);
+    if (other < answer->distance || (other == answer->distance && code < answer->code)) {
         answer->code = code;
         answer->distance = other;
     }
-    if (score < answer->score) answer->score = score;
 }
 
-/* The codes of one lane of one block. */
-static void consider_lane(Answer *answer, int64_t block, int lane) {
-    const Codes *codes = answer->codes;
-    int64_t start = block * codes->block_size, end = start + codes->block_size;
-    if (end > codes->size) end = codes->size;
-    for (int64_t j = start + lane; j < end; j += LANES) consider(answer, j);
-}
-
-static int64_t scan(const Codes *codes, const float *latent, const float *centered, double length) {
-    Answer answer = no_answer(codes, latent, centered, length);
-    for (int64_t j = 0; j < codes->size; j++) consider(&answer, j);
-    return answer.code;
-}
-
-/* Where float32 scores would overflow. */
-static int64_t scan_distances(const Codes *codes, const float *latent) {
+static int64_t scan(const Codes *codes, const float *latent) {
     int64_t best = 0;
     double least = INFINITY;
     for (int64_t j = 0; j < codes->size; j++) {
@@ -438,174 +334,201 @@ static int64_t scan_distances(const Codes *codes, const float *latent) {
     return best;
 }
 
-/* The nearest code, or -1 where it may be one of those that a lane does not remember. */
-static int64_t settle(Chunk *chunk, int64_t i, Answer *answer) {
-    const float *best = chunk->best[i].f, *second = chunk->second[i].f;
-    const int32_t *block = chunk->block + i * LANES;
-    float least = INFINITY, next = INFINITY;
-#pragma omp simd reduction(min : least, next)
-    for (int lane = 0; lane < LANES; lane++) {
-        least = best[lane] < least ? best[lane] : least;
-        next = second[lane] < next ? second[lane] : next;
-    }
-    int nearest = 0;
-    while (nearest < LANES - 1 && best[nearest] > least) nearest++;
-    consider_lane(answer, block[nearest], nearest);
-    double margin = answer->error + chunk->errors[i];
-    if (!(answer->score + margin < (double)next)) return -1;
-    for (int lane = 0; lane < LANES; lane++)
-        if (lane != nearest && (double)best[lane] <= answer->score + margin) consider_lane(answer, block[lane], lane);
-    return answer->code;
-}
-
-/* ---------------------------------------------------------------- tiers */
-
-/* In place. */
-static void turn_to_floats(const int32_t *scores, float factor, float *floats) {
-    for (int lane = 0; lane < LANES; lane++) {
-        float score = (float)scores[lane] * factor;
-        floats[lane] = scores[lane] == FAR_INT ? INFINITY : score;
-    }
-}
-
-/* Least scores of a chunk in integers, of `numbers` [count, dimension]; then turned back to the scale of floats. */
-static void score_ints(const Codes *codes, const Tier *tier, Chunk *chunk, int64_t count, const float *numbers) {
-    int64_t dimension = tier->dimension, pairs = tier->pairs, block_size = codes->block_size;
+/* First tier; returns how many of the chunk's latents it could not settle, which then come first in chunk->rows. */
+static int64_t int_chunk(const Codes *codes, Chunk *chunk, int64_t count, const float *latents, int64_t *result) {
+    int64_t dimension = codes->dimension, block_size = codes->block_size;
     double largest = 0;
-    for (int64_t i = 0; i < count; i++) {
-        chunk->errors[i] = norm(numbers + i * dimension, dimension);
-        if (chunk->errors[i] > largest) largest = chunk->errors[i];
-    }
-    /* Each score, ½‖e‖² - x·e, stays below what both scales make LARGEST_SCORE. */
-    double scale = LARGEST_SCORE / (LARGEST_INT * (0.5 * LARGEST_INT / tier->scale + largest)), both = scale * tier->scale;
-    for (int64_t i = 0; i < (count + ROWS - 1) / ROWS * ROWS; i++) {
-        int64_t row = i < count ? i : count - 1;
-        double residual = quantize(numbers + row * dimension, -scale, dimension, 2 * pairs, chunk->rounded);
-        for (int64_t p = 0; p < pairs; p++)
-            memcpy(chunk->int_tiles + ((i / ROWS) * pairs + p) * ROWS + i % ROWS, chunk->rounded + 2 * p, sizeof(int32_t));
-        /* A score is off by at most ‖x̂ - s x‖ ‖ê‖ + ‖s x‖ ‖ê - s e‖ and the rounding of its bias; centering, and turning it
-         * back to float32, add what the last term allows for. */
-        if (i < count)
-            chunk->errors[i] = (residual * tier->largest_rounded + scale * chunk->errors[i] * tier->largest_residual + 1.0 +
-                                LARGEST_SCORE * 8 * FLT_EPSILON) / both;
-        else
-            continue;
-        for (int lane = 0; lane < LANES; lane++) chunk->best[i].i[lane] = chunk->second[i].i[lane] = FAR_INT;
-    }
+    for (int64_t i = 0; i < count; i++)
+        if (chunk->norms[i] > largest) largest = chunk->norms[i];
+    double scale = LARGEST_SCORE / (LARGEST_CODE * (0.5 * codes->largest_norm + largest));
+    for (int64_t i = 0; i < count; i++)
+        chunk->residuals[i] = quantize(chunk->centered + i * dimension, -scale, dimension, codes->row, chunk->int_rows + i * codes->row);
+    double both = scale * codes->scale;
     for (int64_t j = 0; j < codes->size; j++) chunk->biases[j] = (int32_t)lrint(codes->half_norms[j] * both);
     for (int64_t j = codes->size; j < codes->blocks * block_size; j++) chunk->biases[j] = FAR_INT;
-    memset(chunk->block, 0, sizeof(int32_t) * count * LANES);
-    for (int64_t b = 0; b < codes->blocks; b++)
+    for (int64_t i = 0; i < count; i++)
+        for (int lane = 0; lane < LANES; lane++) chunk->best[i].i[lane] = chunk->second[i].i[lane] = FAR_INT;
+    for (int64_t i = 0; i < (count + ROWS - 1) / ROWS * ROWS; i++)
+        for (int64_t p = 0; p < codes->pairs; p++)
+            memcpy(chunk->int_tiles + ((i / ROWS) * codes->pairs + p) * ROWS + i % ROWS,
+                   chunk->int_rows + (i < count ? i : count - 1) * codes->row + 2 * p, sizeof(int32_t));
+    for (int64_t b = 0; b < codes->blocks; b++) {
+        const int16_t *panel = codes->int_panels + b * block_size * codes->pairs * 2;
         for (int64_t i = 0; i < count; i += ROWS) {
             int32_t minima[ROWS * LANES] __attribute__((aligned(ALIGNMENT)));
-            int_tile(pairs, block_size / GROUP, chunk->int_tiles + i * pairs, tier->ints + b * block_size * pairs * 2,
-                     chunk->biases + b * block_size, minima);
+            int_tile(codes, chunk->int_tiles + i * codes->pairs, panel, chunk->biases + b * block_size, minima);
             for (int r = 0; r < ROWS && i + r < count; r++) update_ints(chunk, i + r, (int32_t)b, minima + r * LANES);
         }
+    }
+    int64_t unsettled = 0;
     for (int64_t i = 0; i < count; i++) {
-        turn_to_floats(chunk->best[i].i, (float)(1 / both), chunk->best[i].f);
-        turn_to_floats(chunk->second[i].i, (float)(1 / both), chunk->second[i].f);
-    }
-}
-
-static void score_floats(const Codes *codes, const Tier *tier, Chunk *chunk, int64_t count) {
-    int64_t dimension = codes->dimension, block_size = codes->block_size;
-    for (int64_t i = 0; i < (count + ROWS - 1) / ROWS * ROWS; i++) {
-        int64_t row = i < count ? i : count - 1;
-        for (int64_t d = 0; d < dimension; d++)
-            chunk->float_tiles[((i / ROWS) * dimension + d) * ROWS + i % ROWS] = chunk->centered[row * dimension + d];
-        if (i >= count) continue;
-        chunk->errors[i] = no_answer(codes, NULL, NULL, chunk->norms[i]).error;
-        for (int lane = 0; lane < LANES; lane++) chunk->best[i].f[lane] = chunk->second[i].f[lane] = INFINITY;
-    }
-    memset(chunk->block, 0, sizeof(int32_t) * count * LANES);
-    for (int64_t b = 0; b < codes->blocks; b++)
-        for (int64_t i = 0; i < count; i += ROWS) {
-            float minima[ROWS * LANES] __attribute__((aligned(ALIGNMENT)));
-            float_tile(dimension, block_size / GROUP, chunk->float_tiles + i * dimension,
-                       tier->floats + b * block_size * dimension, tier->half_norms + b * block_size, minima);
-            for (int r = 0; r < ROWS && i + r < count; r++) update_floats(chunk, i + r, (int32_t)b, minima + r * LANES);
+        const int32_t *best = chunk->best[i].i, *second = chunk->second[i].i;
+        int32_t least = FAR_INT, next = FAR_INT;
+        for (int lane = 0; lane < LANES; lane++) {
+            least = best[lane] < least ? best[lane] : least;
+            next = second[lane] < next ? second[lane] : next;
         }
-}
-
-static void score(const Codes *codes, const Tier *tier, Chunk *chunk, int64_t count) {
-    if (tier->kind == FLOATS) {
-        score_floats(codes, tier, chunk, count);
-    } else if (tier->kind == INTS) {
-        score_ints(codes, tier, chunk, count, chunk->centered);
-    } else {
-        for (int64_t i = 0; i < count; i++)
-            reduce(codes, chunk->centered + i * codes->dimension, chunk->norms[i], chunk->reduced + i * REDUCED);
-        score_ints(codes, tier, chunk, count, chunk->reduced);
-        for (int64_t i = 0; i < count; i++)
-            chunk->errors[i] += 4 * coordinate_error(codes->dimension) * chunk->norms[i] * codes->largest_norm;
-    }
-}
-
-/* A latent about the center, into place `i` of the chunk; 0 where it has been answered already. */
-static int load(const Codes *codes, Chunk *chunk, int64_t i, const float *latents, int64_t row, int64_t *result) {
-    const float *x = latents + row * codes->dimension;
-    float *centered = chunk->centered + i * codes->dimension;
-    for (int64_t d = 0; d < codes->dimension; d++) centered[d] = x[d] - codes->center[d];
-    double length = norm(centered, codes->dimension);
-    if (!(length < LARGEST_NORM)) {
-        result[row] = isfinite(length) ? scan_distances(codes, x) : 0;
-        return 0;
-    }
-    chunk->rows[i] = row;
-    chunk->norms[i] = length;
-    return 1;
-}
-
-/* Answers what a tier can of the latents `pending` (all of them where NULL), -1 for the others; returns how many are left
- * to the next one. The last tier leaves none. */
-static int64_t chunk_by_tier(const Codes *codes, const Tier *tier, Chunk *chunk, const int64_t *pending, int64_t start,
-                             int64_t end, int is_last, const float *latents, int64_t *result) {
-    int64_t count = 0, unsettled = 0;
-    for (int64_t i = start; i < end; i++)
-        count += load(codes, chunk, count, latents, pending ? pending[i] : i, result);
-    if (!count) return 0;
-    score(codes, tier, chunk, count);
-    for (int64_t i = 0; i < count; i++) {
-        const float *latent = latents + chunk->rows[i] * codes->dimension, *centered = chunk->centered + i * codes->dimension;
-        Answer answer = no_answer(codes, latent, centered, chunk->norms[i]);
-        int64_t code = settle(chunk, i, &answer);
-        if (code < 0 && is_last) code = scan(codes, latent, centered, chunk->norms[i]);
-        result[chunk->rows[i]] = code;
-        unsettled += code < 0;
+        /* A score is off by at most ‖x̂ - s x‖ ‖ê‖ + ‖s x‖ ‖ê - s e‖, and the rounding of its bias; centering in float32
+         * adds what the last term allows for. */
+        double error = chunk->residuals[i] * codes->largest_rounded_norm +
+                       scale * chunk->norms[i] * codes->largest_residual + 1.0 + LARGEST_SCORE * 4 * FLT_EPSILON;
+        double limit = (double)least + 2.0 * error;
+        if (!(limit < (double)next)) {
+            chunk->rows[unsettled++] = chunk->rows[i];
+            continue;
+        }
+        Answer answer = {codes, latents + chunk->rows[i] * dimension, -1, -1.0};
+        for (int lane = 0; lane < LANES; lane++) {
+            if ((double)best[lane] > limit) continue;
+            int64_t first = chunk->block[i * LANES + lane] * block_size + lane;
+            for (int64_t j = first; j < first - lane + block_size && j < codes->size; j += LANES) {
+                uint32_t score = (uint32_t)chunk->biases[j] +
+                                 (uint32_t)int_dot(chunk->int_rows + i * codes->row, codes->int_rows + j * codes->row, codes->row);
+                if ((double)(int32_t)score <= limit) consider(&answer, j);
+            }
+        }
+        result[chunk->rows[i]] = answer.code;
     }
     return unsettled;
 }
 
-static int allocate_chunk(Chunk *chunk, const Codes *codes, const Tier *tier) {
-    memset(chunk, 0, sizeof(*chunk));
-    int floats = tier->kind == FLOATS, ready = 1;
-    ready &= (chunk->centered = allocate(sizeof(float) * CHUNK * codes->dimension)) != NULL;
-    ready &= (chunk->best = allocate(sizeof(*chunk->best) * CHUNK)) != NULL;
-    ready &= (chunk->second = allocate(sizeof(*chunk->second) * CHUNK)) != NULL;
-    ready &= (chunk->block = allocate(sizeof(int32_t) * CHUNK * LANES)) != NULL;
-    if (floats) return ready & ((chunk->float_tiles = allocate(sizeof(float) * CHUNK * codes->dimension)) != NULL);
-    ready &= (chunk->reduced = allocate(sizeof(float) * CHUNK * REDUCED)) != NULL;
-    ready &= (chunk->rounded = allocate(sizeof(int16_t) * 2 * tier->pairs)) != NULL;
-    ready &= (chunk->int_tiles = allocate(sizeof(int32_t) * CHUNK * tier->pairs)) != NULL;
-    return ready & ((chunk->biases = allocate(sizeof(int32_t) * codes->blocks * codes->block_size)) != NULL);
+/* Second tier, and the third for what it cannot settle. */
+static void float_chunk(const Codes *codes, Chunk *chunk, int64_t count, const float *latents, int64_t *result) {
+    int64_t dimension = codes->dimension, block_size = codes->block_size;
+    for (int64_t i = 0; i < count; i++)
+        for (int lane = 0; lane < LANES; lane++) chunk->best[i].f[lane] = chunk->second[i].f[lane] = INFINITY;
+    for (int64_t i = 0; i < (count + ROWS - 1) / ROWS * ROWS; i++)
+        for (int64_t d = 0; d < dimension; d++)
+            chunk->float_tiles[((i / ROWS) * dimension + d) * ROWS + i % ROWS] =
+                chunk->centered[(i < count ? i : count - 1) * dimension + d];
+    for (int64_t b = 0; b < codes->blocks; b++) {
+        const float *panel = codes->float_panels + b * block_size * dimension;
+        for (int64_t i = 0; i < count; i += ROWS) {
+            float minima[ROWS * LANES] __attribute__((aligned(ALIGNMENT)));
+            float_tile(codes, chunk->float_tiles + i * dimension, panel, codes->float_half_norms + b * block_size, minima);
+            for (int r = 0; r < ROWS && i + r < count; r++) update_floats(chunk, i + r, (int32_t)b, minima + r * LANES);
+        }
+    }
+    for (int64_t i = 0; i < count; i++) {
+        const float *best = chunk->best[i].f, *second = chunk->second[i].f;
+        float least = INFINITY, next = INFINITY;
+        for (int lane = 0; lane < LANES; lane++) {
+            least = best[lane] < least ? best[lane] : least;
+            next = second[lane] < next ? second[lane] : next;
+        }
+        /* Each of D products and sums rounds by half a unit in the last place of at most the largest score. */
+        double reach = codes->largest_norm * (0.5 * codes->largest_norm + chunk->norms[i]);
+        double limit = (double)least + 2.0 * (double)(dimension + 8) * FLT_EPSILON * reach;
+        const float *latent = latents + chunk->rows[i] * dimension;
+        if (!(limit < (double)next)) {
+            result[chunk->rows[i]] = scan(codes, latent);
+            continue;
+        }
+        Answer answer = {codes, latent, -1, -1.0};
+        for (int lane = 0; lane < LANES; lane++) {
+            if ((double)best[lane] > limit) continue;
+            int64_t first = chunk->block[i * LANES + lane] * block_size + lane;
+            for (int64_t j = first; j < first - lane + block_size && j < codes->size; j += LANES) {
+                const float *x = chunk->centered + i * dimension, *e = codes->centered + j * dimension;
+                float score = 0;
+#pragma omp simd reduction(+ : score)
+                for (int64_t d = 0; d < dimension; d++) score += x[d] * e[d];
+                if (codes->half_norms[j] - (double)score <= limit) consider(&answer, j);
+            }
+        }
+        result[chunk->rows[i]] = answer.code;
+    }
+}
+
+/* Latents about the center, and their norms; those that are not finite get code 0 and are left out. */
+static int64_t load_chunk(const Codes *codes, Chunk *chunk, int64_t count, const float *latents, int64_t *result) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const float *x = latents + chunk->rows[i] * codes->dimension;
+        float *centered = chunk->centered + kept * codes->dimension;
+        for (int64_t d = 0; d < codes->dimension; d++) centered[d] = x[d] - codes->center[d];
+        double length = norm(centered, codes->dimension);
+        if (!(length < LARGEST_NORM)) {
+            result[chunk->rows[i]] = isfinite(length) ? scan(codes, x) : 0;
+            continue;
+        }
+        chunk->rows[kept] = chunk->rows[i];
+        chunk->norms[kept++] = length;
+    }
+    return kept;
+}
+
+static int allocate_codes(Codes *codes, int with_ints) {
+    int64_t padded = codes->blocks * codes->block_size;
+    codes->centered = allocate(sizeof(float) * codes->size * codes->dimension);
+    codes->half_norms = allocate(sizeof(double) * codes->size);
+    codes->float_panels = allocate(sizeof(float) * padded * codes->dimension);
+    codes->float_half_norms = allocate(sizeof(float) * padded);
+    codes->int_rows = with_ints ? allocate(sizeof(int16_t) * codes->size * codes->row) : NULL;
+    codes->int_panels = with_ints ? allocate(sizeof(int16_t) * padded * codes->pairs * 2) : NULL;
+    return codes->centered && codes->half_norms && codes->float_panels && codes->float_half_norms &&
+           (!with_ints || (codes->int_rows && codes->int_panels));
+}
+
+static void free_codes(Codes *codes) {
+    free(codes->centered), free(codes->half_norms), free(codes->float_panels), free(codes->float_half_norms);
+    free(codes->int_rows), free(codes->int_panels);
+}
+
+static int allocate_chunk(Chunk *chunk, const Codes *codes) {
+    chunk->centered = allocate(sizeof(float) * CHUNK * codes->dimension);
+    chunk->int_rows = allocate(sizeof(int16_t) * CHUNK * codes->row);
+    chunk->int_tiles = allocate(sizeof(int32_t) * CHUNK * codes->pairs);
+    chunk->float_tiles = allocate(sizeof(float) * CHUNK * codes->dimension);
+    chunk->biases = allocate(sizeof(int32_t) * codes->blocks * codes->block_size);
+    chunk->best = allocate(sizeof(*chunk->best) * CHUNK);
+    chunk->second = allocate(sizeof(*chunk->second) * CHUNK);
+    chunk->block = allocate(sizeof(int32_t) * CHUNK * LANES);
+    return chunk->centered && chunk->int_rows && chunk->int_tiles && chunk->float_tiles && chunk->biases && chunk->best && chunk->second && chunk->block;
 }
 
 static void free_chunk(Chunk *chunk) {
-    free(chunk->centered), free(chunk->reduced), free(chunk->rounded);
-    free(chunk->int_tiles), free(chunk->float_tiles), free(chunk->biases);
+    free(chunk->centered), free(chunk->int_rows), free(chunk->int_tiles);
+    free(chunk->float_tiles), free(chunk->biases);
     free(chunk->best), free(chunk->second), free(chunk->block);
 }
 
-/* All latents that are pending, chunk by chunk; 0 where there was no memory. */
-static int run_tier(const Codes *codes, const Tier *tier, const int64_t *pending, int64_t number, int is_last,
-                    const float *latents, int threads, int64_t *result) {
+/* The nearest of K codes `[K, D]` for each of N latents `[N, D]`. `first_tier` 1 starts with 16-bit integers, 0 with
+ * float32. Returns 0, or 1 where there was no memory. */
+int hvq_nearest(const float *latents, int64_t number, const float *vectors, int64_t size, int64_t dimension,
+                const float *center, int first_tier, int threads, int64_t *result) {
+    Codes codes = {.size = size, .dimension = dimension, .vectors = vectors, .center = center};
+    codes.block_size = size <= 1024 ? GROUP : 4 * GROUP;
+    codes.blocks = (size + codes.block_size - 1) / codes.block_size;
+    codes.pairs = (dimension + 1) / 2;
+    codes.row = (dimension + 31) / 32 * 32;
+    if (!allocate_codes(&codes, first_tier)) {
+        free_codes(&codes);
+        return 1;
+    }
+    double largest = 0;
+#pragma omp parallel for schedule(static) reduction(max : largest) num_threads(threads)
+    for (int64_t j = 0; j < size; j++) {
+        float *centered = codes.centered + j * dimension;
+        for (int64_t d = 0; d < dimension; d++) centered[d] = vectors[j * dimension + d] - center[d];
+        double length = norm(centered, dimension);
+        codes.half_norms[j] = 0.5 * length * length;
+        if (length > largest) largest = length;
+    }
+    codes.largest_norm = largest;
+    if (!(largest > LEAST_NORM && largest < LARGEST_NORM)) {
+#pragma omp parallel for schedule(dynamic, CHUNK) num_threads(threads)
+        for (int64_t i = 0; i < number; i++) result[i] = scan(&codes, latents + i * dimension);
+        free_codes(&codes);
+        return 0;
+    }
+    if (first_tier) pack_ints(&codes, threads);
+    pack_floats(&codes, threads);
     int failed = 0;
-    int64_t tried = 0, unsettled = 0; /* latents, over all threads */
 #pragma omp parallel num_threads(threads)
     {
         Chunk chunk;
-        int ready = allocate_chunk(&chunk, codes, tier);
+        int use_ints = first_tier, ready = allocate_chunk(&chunk, &codes);
         if (!ready) {
 #pragma omp atomic write
             failed = 1;
@@ -613,113 +536,18 @@ static int run_tier(const Codes *codes, const Tier *tier, const int64_t *pending
 #pragma omp for schedule(dynamic)
         for (int64_t start = 0; start < number; start += CHUNK) {
             if (!ready) continue;
-            int64_t end = start + CHUNK < number ? start + CHUNK : number, seen, left;
-#pragma omp atomic read
-            seen = tried;
-#pragma omp atomic read
-            left = unsettled;
-            int in_vain = seen >= TRIAL_CHUNKS * CHUNK && (double)left > MOST_UNSETTLED * (double)seen;
-            if (in_vain && !is_last && (start / CHUNK) % EIGHTH) {
-                for (int64_t i = start; i < end; i++) result[pending ? pending[i] : i] = -1;
-                continue;
+            int64_t count = number - start < CHUNK ? number - start : CHUNK;
+            for (int64_t i = 0; i < count; i++) chunk.rows[i] = start + i;
+            count = load_chunk(&codes, &chunk, count, latents, result);
+            if (use_ints && count) {
+                int64_t unsettled = int_chunk(&codes, &chunk, count, latents, result);
+                if ((double)unsettled > MOST_UNSETTLED * (double)count) use_ints = 0;
+                count = load_chunk(&codes, &chunk, unsettled, latents, result);
             }
-            left = chunk_by_tier(codes, tier, &chunk, pending, start, end, is_last, latents, result);
-#pragma omp atomic
-            unsettled += left;
-#pragma omp atomic
-            tried += end - start;
+            if (count) float_chunk(&codes, &chunk, count, latents, result);
         }
         free_chunk(&chunk);
     }
-    return !failed;
-}
-
-/* Those without an answer, in order. */
-static int64_t gather_pending(const int64_t *result, int64_t number, int64_t *pending) {
-    int64_t count = 0;
-    for (int64_t i = 0; i < number; i++)
-        if (result[i] < 0) pending[count++] = i;
-    return count;
-}
-
-/* 0 where there was no memory. */
-static int run_tiers(const Codes *codes, const float *latents, int64_t number, int kind, int threads, int64_t *result) {
-    int64_t *pending = NULL;
-    for (int ready; number > 0 && kind >= FLOATS; kind--) {
-        int64_t count = pending ? gather_pending(result, number, pending) : number;
-        if (!count) break;
-        int chunks = (int)((count + CHUNK - 1) / CHUNK < threads ? (count + CHUNK - 1) / CHUNK : threads);
-        Tier tier;
-        ready = pack(codes, &tier, kind, threads) &&
-                run_tier(codes, &tier, pending, count, kind == FLOATS, latents, chunks, result);
-        free_tier(&tier);
-        if (ready && !pending && kind > FLOATS) ready = (pending = allocate(sizeof(int64_t) * number)) != NULL;
-        if (!ready) {
-            free(pending);
-            return 0;
-        }
-    }
-    free(pending);
-    return 1;
-}
-
-/* 0 where there was no memory. */
-static int prepare(Codes *codes, int threads) {
-    codes->centered = allocate(sizeof(float) * codes->size * codes->dimension);
-    codes->norms = allocate(sizeof(double) * codes->size);
-    codes->half_norms = allocate(sizeof(double) * codes->size);
-    if (!codes->centered || !codes->norms || !codes->half_norms) return 0;
-    double largest = 0;
-#pragma omp parallel for schedule(static) reduction(max : largest) num_threads(threads)
-    for (int64_t j = 0; j < codes->size; j++) {
-        float *centered = codes->centered + j * codes->dimension;
-        for (int64_t d = 0; d < codes->dimension; d++)
-            centered[d] = codes->vectors[j * codes->dimension + d] - codes->center[d];
-        double length = norm(centered, codes->dimension);
-        codes->norms[j] = length;
-        codes->half_norms[j] = 0.5 * length * length;
-        if (length > largest) largest = length;
-    }
-    codes->largest_norm = largest;
-    return 1;
-}
-
-/* Code by code, without packing; 0 where there was no memory. */
-static int scan_all(const Codes *codes, const float *latents, int64_t number, int by_distance, int threads, int64_t *result) {
-    float *scratch = allocate(sizeof(float) * number * codes->dimension);
-    if (!scratch) return 0;
-    if (threads > number) threads = (int)number;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t i = 0; i < number; i++) {
-        const float *x = latents + i * codes->dimension;
-        float *centered = scratch + i * codes->dimension;
-        for (int64_t d = 0; d < codes->dimension; d++) centered[d] = x[d] - codes->center[d];
-        double length = norm(centered, codes->dimension);
-        if (!isfinite(length))
-            result[i] = 0;
-        else
-            result[i] = by_distance || !(length < LARGEST_NORM) ? scan_distances(codes, x) : scan(codes, x, centered, length);
-    }
-    free(scratch);
-    return 1;
-}
-
-/* The nearest of K codes `[K, D]` for each of N latents `[N, D]`, where the first tier is FLOATS, INTS or REDUCED_INTS; the
- * last one needs `directions` [D, REDUCED], aligned as vectors are. Returns 0, or 1 where there was no memory. */
-int hvq_nearest(const float *latents, int64_t number, const float *vectors, int64_t size, int64_t dimension,
-                const float *center, const float *directions, int first_tier, int threads, int64_t *result) {
-    Codes codes = {.size = size, .dimension = dimension, .vectors = vectors, .center = center, .directions = directions};
-    codes.block_size = size <= 1024 ? GROUP : 4 * GROUP;
-    codes.blocks = (size + codes.block_size - 1) / codes.block_size;
-    int ready = prepare(&codes, threads);
-    if (ready && number > 0) {
-        if (!(codes.largest_norm > 0)) /* one vector, however often: the first is the nearest */
-            memset(result, 0, sizeof(int64_t) * number);
-        else if (number < FEW || !(codes.largest_norm < LARGEST_NORM))
-            ready = scan_all(&codes, latents, number, !(codes.largest_norm < LARGEST_NORM), threads, result);
-        else
-            ready = run_tiers(&codes, latents, number, first_tier, threads, result);
-    }
-    free(codes.centered), free(codes.norms), free(codes.half_norms);
-    return !ready;
+    free_codes(&codes);
+    return failed;
 }
