@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from hvq.config_base import FrozenModel, Share, ShareBelowOne
+from hvq.config_priors import PriorConfig, TransformerPriorConfig
 from hvq.config_quantizers import QuantizerConfig, VectorQuantizerConfig
 from hvq.level_names import default_level_names, in_level_order
 
@@ -131,28 +132,6 @@ class AutoencoderConfig(FrozenModel):
         names = default_level_names(len(levels))
         return in_level_order(levels, names, "levels") if set(names) == set(levels) else levels
 
-
-# --- priors ---------------------------------------------------------------------------------------------------------
-
-
-class TransformerPriorConfig(FrozenModel):
-    """A causal transformer over one level's codes."""
-
-    kind: Literal["transformer"] = "transformer"
-    width: PositiveInt = Field(256, description="channels")
-    layers: PositiveInt = Field(6, description="blocks of attention and feed-forward")
-    heads: PositiveInt = Field(4, description="attention heads; the width is a multiple of them")
-    dropout: ShareBelowOne = Field(0.1, description="in attention output and feed-forward, while training")
-    context_blocks: NonNegativeInt = Field(2, description="residual blocks that read each coarser level's codes")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> TransformerPriorConfig:
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads; received {self.width} and {self.heads}")
-        return self
-
-
-PriorConfig = Annotated[TransformerPriorConfig, Field(description="the autoregressive model of this level's codes")]
 
 # --- training -------------------------------------------------------------------------------------------------------
 

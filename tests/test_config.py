@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from hvq import config as configuration
-from hvq import config_quantizers
+from hvq import config_priors, config_quantizers
 from hvq.autoencoders import AutoencoderLoss, ConvolutionalDecoder, ConvolutionalEncoder
 from hvq.config import AutoencoderConfig, LevelConfig, PriorStageConfig, RunConfig
 from hvq.data import Augmentation, array_sources, digit_sources, folder_sources, photo_sources
 from hvq.level_names import default_level_names
-from hvq.priors import SamplingOptions, TransformerPrior
+from hvq.priors import PixelCNNPrior, PixelSNAILPrior, SamplingOptions, TransformerPrior
 from hvq.quantizers import VectorQuantizer
 from hvq.quantizers.finite_scalar import FiniteScalarQuantizer
 from hvq.quantizers.gumbel import GumbelQuantizer
@@ -32,7 +32,9 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (config_quantizers.SimQuantizerConfig, SimQuantizer, 1),
     (config_quantizers.GumbelQuantizerConfig, GumbelQuantizer, 4),
     (config_quantizers.ResidualQuantizerConfig, ResidualQuantizer, 1),
-    (configuration.TransformerPriorConfig, TransformerPrior, 5),
+    (config_priors.TransformerPriorConfig, TransformerPrior, 5),
+    (config_priors.PixelSNAILPriorConfig, PixelSNAILPrior, 11),
+    (config_priors.PixelCNNPriorConfig, PixelCNNPrior, 6),
     (configuration.LevelConfig, ConvolutionalEncoder, 2),
     (configuration.LevelConfig, ConvolutionalDecoder, 2),
     (configuration.DecoderConfig, ConvolutionalDecoder, 2),
@@ -49,7 +51,8 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
 
 MODELS = [
     value
-    for value in (*vars(configuration).values(), *vars(config_quantizers).values())
+    for module in (configuration, config_priors, config_quantizers)
+    for value in vars(module).values()
     if inspect.isclass(value) and issubclass(value, configuration.FrozenModel)
 ]
 

@@ -50,7 +50,7 @@ def test_levels_priors_and_data_are_all_listed() -> None:
         FIELDS["autoencoder.levels.<level>.quantizer.decay", "autoencoder.levels.<level>.quantizer.kind=vector"].default
         == "0.99"
     )
-    assert FIELDS["priors.<level>.model.heads", ""].type == "integer > 0"
+    assert FIELDS["priors.<level>.model.heads", "priors.<level>.model.kind=transformer"].type == "integer > 0"
     assert FIELDS["priors.<level>.sampling.top_k", ""].default == "null"
     assert FIELDS["data.kind", ""].default == "digits"
     assert FIELDS["data.path", "data.kind=folder"].default is None

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hvq.config import DecoderConfig, FolderConfig, RunConfig, TransformerPriorConfig
+from hvq.config import DecoderConfig, FolderConfig, RunConfig
 from hvq.config_loading import load_run_config, validated
+from hvq.config_priors import TransformerPriorConfig
 from hvq.errors import ConfigurationError
 
 PRESETS = sorted((Path(__file__).parent.parent / "recipes" / "configs").glob("*.yaml"))

@@ -1,46 +1,126 @@
 """The contract of every prior.
 
-Letters: B batch, `*grid` the level's spatial axes, in raster order T positions, K codebook size.
+Letters: B batch, `*grid` the level's spatial axes, in raster order T positions, G codes per position, K codebook size,
+E channels of a position's features.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from hvq.errors import DataError
 from hvq.priors.condition import Condition
+from hvq.priors.head import CodeHead
+
+
+@dataclass(frozen=True)
+class PriorCache:
+    """All that sampling carries from code to code.
+
+    Attributes:
+        state: of the kind, such as keys and values; what it holds is written in place.
+        batch: B.
+        length: T·G, the codes of a whole grid.
+        position: the next code, 0 .. length.
+        features: `[B, E]` of the position that is being drawn; None before the first.
+        codes: int64 `[B]` each, the codes so far of that position.
+    """
+
+    state: Any
+    batch: int
+    length: int
+    position: int = 0
+    features: Tensor | None = None
+    codes: tuple[Tensor, ...] = ()
 
 
 class Prior(nn.Module, ABC):
-    """p(codes | condition) as a product over positions in raster order.
+    """p(codes | condition) as a product over positions in raster order, and over the codes of each in order.
 
-    `forward` gives all positions at once, by teacher forcing. For sampling, `make_cache` encodes the condition once
-    and preallocates for one batch and grid; `step` takes the cache and returns it. Nothing is kept on the module.
+    A kind turns earlier positions into features of each position, all at once (`features`) or one after the other
+    (`make_state`, `step_features`); the head that turns those into logits is the same for all. Nothing is kept on the
+    module. A kind sets `codebook_size`, `coarser`, `codes_per_position` and `head`.
     """
 
     codebook_size: int
     # Codebook size of every coarser level that it is conditioned on, by name, coarse to fine.
     coarser: dict[str, int]
+    codes_per_position: int = 1
+    head: CodeHead
 
     @abstractmethod
+    def features(self, codes: Tensor, condition: Condition) -> Tensor:
+        """Features `[B, *grid, E]` of int64 codes `[B, *grid, G]`; those of a position see earlier positions only."""
+
+    @abstractmethod
+    def make_state(self, condition: Condition, batch: int, grid: Sequence[int]) -> Any:
+        """Encode the condition, once, and preallocate for one batch and grid."""
+
+    @abstractmethod
+    def step_features(self, previous: Tensor | None, state: Any, position: int) -> Tensor:
+        """Features `[B, E]` of one position, given int64 `[B, G]` of the one before; None at the first."""
+
     def forward(self, codes: Tensor, condition: Condition) -> Tensor:
-        """Logits `[B, *grid, K]` of integer codes `[B, *grid]`; those of a position see earlier positions only."""
-
-    @abstractmethod
-    def make_cache(self, condition: Condition, batch: int, grid: Sequence[int]) -> Any:
-        """A cache for sampling `batch` grids from their first position on."""
-
-    @abstractmethod
-    def step(self, previous: Tensor | None, cache: Any) -> tuple[Tensor, Any]:
-        """Logits `[B, K]` of the next position.
+        """Logits by teacher forcing.
 
         Args:
-            previous: int64 `[B]`, the codes of the position before; None at the first.
+            codes: integers `[B, *grid]`, or `[B, *grid, G]` where G > 1.
+            condition: what the prior is told beside them.
+
+        Returns:
+            `[B, *grid, K]`, or `[B, *grid, G, K]` where G > 1.
+
+        Raises:
+            DataError: where a code is out of range, or the condition is not what the prior was built for.
+        """
+        self._check(codes)
+        several = codes.long() if self.codes_per_position > 1 else codes.long().unsqueeze(-1)
+        return self.head(self.features(several, condition), several).view(*codes.shape, self.codebook_size)
+
+    def make_cache(self, condition: Condition, batch: int, grid: Sequence[int]) -> PriorCache:
+        """A cache for sampling `batch` grids from their first code on."""
+        state = self.make_state(condition, batch, tuple(grid))
+        return PriorCache(state=state, batch=batch, length=prod(grid) * self.codes_per_position)
+
+    def step(self, previous: Tensor | None, cache: PriorCache) -> tuple[Tensor, PriorCache]:
+        """Logits `[B, K]` of the next code, in raster order and at each position in the order of its G codes.
+
+        Args:
+            previous: int64 `[B]`, the codes before; None at the first.
             cache: of `make_cache`, or of the step before; it is used up.
 
         Raises:
-            ValueError: where the grid is already complete.
+            ValueError: where the grid is already complete, or `previous` is missing after the first code.
         """
+        if cache.position >= cache.length:
+            raise ValueError(f"the cache was made for {cache.length} codes, all of which are drawn; make a new one")
+        if (previous is None) != (cache.position == 0):
+            raise ValueError("previous must be None at the first code, and the one before later on")
+        codes = cache.codes if previous is None else (*cache.codes, previous)
+        features = cache.features
+        position, within = divmod(cache.position, self.codes_per_position)
+        if within == 0:
+            before = torch.stack(codes, dim=1) if codes else None
+            features, codes = self.step_features(before, cache.state, position), ()
+        assert features is not None
+        logits = self.head.step(features, codes)
+        return logits, replace(cache, position=cache.position + 1, features=features, codes=codes)
+
+    def _check(self, codes: Tensor) -> None:
+        if self.codes_per_position > 1 and codes.shape[-1] != self.codes_per_position:
+            raise DataError(
+                f"codes must have {self.codes_per_position} per position on their last axis; "
+                f"received {list(codes.shape)}"
+            )
+        if torch.compiler.is_compiling() or not codes.numel():
+            return
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= self.codebook_size:
+            raise DataError(f"codes must be in 0 .. {self.codebook_size - 1}; received {low} .. {high}")

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hvq.errors import ConfigurationError, DataError
 from hvq.level_names import in_level_order
+from hvq.priors.embedding import CodeEmbedding
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Condition:
     """All that a prior is told beside the codes that it predicts.
 
     Attributes:
-        codes: integers `[B, *grid of that level]` of every coarser level, by name.
+        codes: integers `[B, *grid of that level]` of every coarser level, by name; `[B, *grid, G]` where G > 1.
         labels: int64 `[B]`, the class; -1, or None for the whole batch, where it is unknown or hidden.
         features: `[B, F, *any grid]`, a dense map, resized to the level's grid.
         vector: `[B, V]`, such as a text embedding or attributes.
@@ -59,6 +60,7 @@ class ConditionEncoder(nn.Module):
     Args:
         channels: E.
         coarser: codebook size of every coarser level by name, coarse to fine.
+        coarser_codes_per_position: G of those that have more than one.
         num_classes: number of classes; 0 without.
         blocks: residual blocks of convolutions that read each coarser level.
         feature_channels: F of a dense feature map; 0 without.
@@ -71,6 +73,7 @@ class ConditionEncoder(nn.Module):
         *,
         channels: int,
         coarser: Mapping[str, int],
+        coarser_codes_per_position: Mapping[str, int] | None = None,
         num_classes: int = 0,
         blocks: int = 2,
         feature_channels: int = 0,
@@ -82,7 +85,14 @@ class ConditionEncoder(nn.Module):
             raise ConfigurationError(f"spatial_dims must be 1, 2 or 3; received {spatial_dims}")
         self.coarser = dict(coarser)
         self.num_classes = num_classes
-        self.embeddings = nn.ModuleDict({name: nn.Embedding(size, channels) for name, size in coarser.items()})
+        several = dict(coarser_codes_per_position or {})
+        self.embeddings = nn.ModuleDict(
+            {
+                name: CodeEmbedding(codebook_size=size, channels=channels, codes_per_position=several.get(name, 1))
+                for name, size in coarser.items()
+            }
+        )
+        self._without_axis = [name for name in coarser if several.get(name, 1) == 1]
         self.readers = nn.ModuleDict(
             {name: nn.Sequential(*(_ContextBlock(channels, spatial_dims) for _ in range(blocks))) for name in coarser}
         )
@@ -102,7 +112,8 @@ class ConditionEncoder(nn.Module):
         everywhere = (batch, -1, *(1 for _ in grid))
         parts = [self.classes(self._class_rows(condition.labels, batch)).view(everywhere)]
         for name, codes in in_level_order(condition.codes, tuple(self.coarser), "codes of coarser levels").items():
-            embedded = torch.movedim(self.embeddings[name](codes.long()), -1, 1)
+            each = codes.long().unsqueeze(-1) if name in self._without_axis else codes.long()
+            embedded = torch.movedim(self.embeddings[name](each), -1, 1)
             parts.append(functional.interpolate(self.readers[name](embedded), size=tuple(grid), mode="nearest"))
         if self.dense is not None:
             parts.append(functional.interpolate(self.dense(condition.features), size=tuple(grid), mode="nearest"))

@@ -5,6 +5,7 @@ Letters: B batch, h w grid, K codebook size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ def sample_level(
     options: SamplingOptions | None = None,
     after_position: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Codes int64 `[B, *grid]` of one level, on the prior's device.
+    """Codes int64 `[B, *grid]` of one level, `[B, *grid, G]` where positions have several, on the prior's device.
 
     Args:
         prior: of the level, in evaluation mode.
@@ -101,18 +102,19 @@ def sample_level(
         samples: B numbers of samples, the other key beside the seed.
         seed: of the noise.
         options: temperature and cuts.
-        after_position: called after each position, for a progress bar.
+        after_position: called after each code of the grid, for a progress bar.
     """
     options = options or SamplingOptions()
     cache = prior.make_cache(condition, len(samples), grid)
     codes: list[Tensor] = []
-    for position in range(int(np.prod(grid))):
+    shape = code_shape(prior, grid)
+    for position in range(math.prod(shape)):
         logits, cache = prior.step(codes[-1] if codes else None, cache)
         noise = gumbel_noise(seed, samples, level, position, prior.codebook_size)
         codes.append(draw(logits, noise.to(logits.device), options))
         if after_position is not None:
             after_position()
-    return torch.stack(codes, dim=1).view(len(samples), *grid)
+    return torch.stack(codes, dim=1).view(len(samples), *shape)
 
 
 def sample_hierarchy(
@@ -141,7 +143,7 @@ def sample_hierarchy(
         after_position: called after each position of each chunk, for a progress bar.
 
     Returns:
-        int64 `[n, h, w]` on the CPU, by level name, coarse to fine.
+        int64 `[n, h, w]`, or `[n, h, w, G]`, on the CPU, by level name, coarse to fine.
 
     Raises:
         DataError: where samples and labels differ in number, a label is out of range, or options name no level.
@@ -164,8 +166,13 @@ def sample_hierarchy(
         )
         for start in range(0, len(numbers), chunk_size)
     ]
-    empty = {name: torch.zeros(0, *grid, dtype=torch.int64) for name, grid in grids.items()}
+    empty = {name: torch.zeros(0, *code_shape(prior, grids[name]), dtype=torch.int64) for name, prior in priors.items()}
     return {name: torch.cat([empty[name], *(chunk[name] for chunk in chunks)])[: len(numbers)] for name in grids}
+
+
+def code_shape(prior: Prior, grid: Sequence[int]) -> tuple[int, ...]:
+    """Of one sample's codes: `[*grid]`, or `[*grid, G]` where positions have several."""
+    return (*grid, prior.codes_per_position) if prior.codes_per_position > 1 else tuple(grid)
 
 
 def _check_request(names: Sequence[str], samples: int, labels: int, options: Mapping[str, SamplingOptions]) -> None:

@@ -1,38 +1,38 @@
 """A causal transformer over the codes of one level.
 
-Letters: B batch, h w grid, T = h·w positions in raster order, E channels, A heads, K codebook size.
+Letters: B batch, `*grid` the level's axes, T positions in raster order, G codes per position, E channels, A heads,
+K codebook size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvq.errors import ConfigurationError, DataError
+from hvq.errors import ConfigurationError
+from hvq.priors.attention import AttentionState, attend, attend_step, make_attention_state, split_heads
 from hvq.priors.base import Prior
 from hvq.priors.condition import Condition, ConditionEncoder
+from hvq.priors.embedding import CodeEmbedding
+from hvq.priors.head import CodeHead
 
 
 @dataclass(frozen=True)
-class TransformerCache:
-    """All that sampling carries from position to position.
+class TransformerState:
+    """What sampling carries from position to position.
 
     Attributes:
         inputs: `[B, T, E]`, what each position is told beside the codes.
-        keys: `[layers, B, A, T, E / A]`, filled up to `position`.
-        values: of the same shape.
-        position: the next position, 0 .. T.
+        layers: keys and values of each.
     """
 
     inputs: Tensor
-    keys: Tensor
-    values: Tensor
-    position: int
+    layers: list[AttentionState]
 
 
 class _Attention(nn.Module):
@@ -45,25 +45,15 @@ class _Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = self._split(tokens)
-        return self._join(functional.scaled_dot_product_attention(query, key, value, is_causal=True))
+        return self.output(attend(*self._split(tokens)))
 
-    def step(self, token: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
-        """Attend from one position `[B, 1, E]`; its key and value are written into the cache."""
-        query, key, value = self._split(token)
-        keys[:, :, position] = key[:, :, 0]
-        values[:, :, position] = value[:, :, 0]
-        seen = slice(position + 1)
-        return self._join(functional.scaled_dot_product_attention(query, keys[:, :, seen], values[:, :, seen]))
+    def step(self, token: Tensor, position: int, state: AttentionState) -> Tensor:
+        """Attend from one position `[B, E]`; its key and value are written into the cache."""
+        return self.output(attend_step(*self._split(token), position, state))
 
     def _split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        batch, length, width = tokens.shape
-        shape = (batch, length, 3, self.heads, width // self.heads)
-        query, key, value = self.projections(tokens).view(shape).permute(2, 0, 3, 1, 4)
+        query, key, value = (split_heads(part, self.heads) for part in self.projections(tokens).chunk(3, dim=-1))
         return query, key, value
-
-    def _join(self, attended: Tensor) -> Tensor:
-        return self.output(attended.transpose(1, 2).flatten(2))
 
 
 class _Block(nn.Module):
@@ -82,8 +72,8 @@ class _Block(nn.Module):
         tokens = tokens + self.dropout(self.attention(self.attention_norm(tokens)))
         return tokens + self.dropout(self.feed_forward(tokens))
 
-    def step(self, token: Tensor, keys: Tensor, values: Tensor, position: int) -> Tensor:
-        token = token + self.attention.step(self.attention_norm(token), keys, values, position)
+    def step(self, token: Tensor, position: int, state: AttentionState) -> Tensor:
+        token = token + self.attention.step(self.attention_norm(token), position, state)
         return token + self.feed_forward(token)
 
 
@@ -97,6 +87,8 @@ class TransformerPrior(Prior):
         codebook_size: K of this level.
         coarser: codebook size of every coarser level by name, coarse to fine.
         num_classes: number of classes; 0 without.
+        codes_per_position: G, codes of each position, drawn in order.
+        coarser_codes_per_position: the same of those coarser levels that have more than one.
         width: E.
         layers: blocks of attention and feed-forward.
         heads: A, a divisor of `width`.
@@ -118,6 +110,8 @@ class TransformerPrior(Prior):
         codebook_size: int,
         coarser: Mapping[str, int] | None = None,
         num_classes: int = 0,
+        codes_per_position: int = 1,
+        coarser_codes_per_position: Mapping[str, int] | None = None,
         width: int = 256,
         layers: int = 6,
         heads: int = 4,
@@ -132,12 +126,17 @@ class TransformerPrior(Prior):
             raise ConfigurationError(f"width must be a multiple of heads; received {width} and {heads}")
         self.codebook_size = codebook_size
         self.coarser = dict(coarser or {})
-        # The last row stands before the first position.
-        self.embedding = nn.Embedding(codebook_size + 1, width)
+        self.codes_per_position = codes_per_position
+        self.embedding = CodeEmbedding(
+            codebook_size=codebook_size, channels=width, codes_per_position=codes_per_position
+        )
+        # Stands before the first position.
+        self.start = nn.Parameter(torch.zeros(1, width))
         self.positions = nn.Linear(width, width)
         self.condition = ConditionEncoder(
             channels=width,
             coarser=self.coarser,
+            coarser_codes_per_position=coarser_codes_per_position,
             num_classes=num_classes,
             blocks=context_blocks,
             feature_channels=feature_channels,
@@ -145,61 +144,38 @@ class TransformerPrior(Prior):
             spatial_dims=spatial_dims,
         )
         self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, codebook_size))
-        self._shape = (layers, heads, width // heads)
+        self.norm = nn.LayerNorm(width)
+        self.head = CodeHead(channels=width, codebook_size=codebook_size, codes_per_position=codes_per_position)
+        self._heads = (heads, width // heads)
         self._reset_parameters()
 
-    def forward(self, codes: Tensor, condition: Condition) -> Tensor:
-        """Logits `[B, h, w, K]` by teacher forcing of codes `[B, h, w]`.
-
-        Raises:
-            DataError: where a code is out of range, or the condition is not what the prior was built for.
-        """
-        self._check(codes)
-        flat = codes.flatten(1).long()
-        start = flat.new_full((len(flat), 1), self.codebook_size)
-        tokens = self.embedding(torch.cat([start, flat[:, :-1]], dim=1))
-        tokens = tokens + self._inputs(condition, len(codes), codes.shape[1:])
+    def features(self, codes: Tensor, condition: Condition) -> Tensor:
+        """Features `[B, *grid, E]` of codes `[B, *grid, G]`."""
+        flat = codes.flatten(1, -2)
+        tokens = torch.cat([self.start.expand(len(codes), 1, -1), self.embedding(flat[:, :-1])], dim=1)
+        tokens = tokens + self._inputs(condition, len(codes), codes.shape[1:-1])
         for block in self.blocks:
             tokens = block(tokens)
-        return self.head(tokens).view(*codes.shape, self.codebook_size)
+        return self.norm(tokens).view(*codes.shape[:-1], -1)
 
-    def make_cache(self, condition: Condition, batch: int, grid: Sequence[int]) -> TransformerCache:
-        """Encode the condition, once, and preallocate keys and values for a whole grid (h, w)."""
+    def make_state(self, condition: Condition, batch: int, grid: Sequence[int]) -> TransformerState:
+        """Encode the condition, once, and preallocate keys and values for a whole grid."""
         inputs = self._inputs(condition, batch, grid)
-        layers, heads, head_width = self._shape
-        keys = inputs.new_zeros(layers, batch, heads, inputs.shape[1], head_width)
-        return TransformerCache(inputs=inputs, keys=keys, values=torch.zeros_like(keys), position=0)
+        heads, head_width = self._heads
+        layers = [make_attention_state(inputs, batch, heads, inputs.shape[1], head_width) for _ in self.blocks]
+        return TransformerState(inputs, layers)
 
-    def step(self, previous: Tensor | None, cache: TransformerCache) -> tuple[Tensor, TransformerCache]:
-        """Logits `[B, K]` of the next position, and the cache for the one after it.
-
-        Raises:
-            ValueError: where the grid is already complete, or `previous` is missing after the first position.
-        """
-        batch, length, _ = cache.inputs.shape
-        if cache.position >= length:
-            raise ValueError(f"the cache was made for {length} positions, all of which are filled; make a new one")
-        if (previous is None) != (cache.position == 0):
-            raise ValueError("previous must be None at the first position, and the codes of the one before later on")
-        if previous is None:
-            previous = torch.full((batch,), self.codebook_size, dtype=torch.int64, device=cache.inputs.device)
-        token = (self.embedding(previous) + cache.inputs[:, cache.position]).unsqueeze(1)
-        for i, block in enumerate(self.blocks):
-            token = block.step(token, cache.keys[i], cache.values[i], cache.position)  # type: ignore[operator]
-        return self.head(token[:, 0]), replace(cache, position=cache.position + 1)
+    def step_features(self, previous: Tensor | None, state: TransformerState, position: int) -> Tensor:
+        """Features `[B, E]` of one position, given int64 `[B, G]` of the one before."""
+        token = (self.start if previous is None else self.embedding(previous)) + state.inputs[:, position]
+        for block, layer in zip(self.blocks, state.layers, strict=True):
+            token = block.step(token, position, layer)  # type: ignore[operator]
+        return self.norm(token)
 
     def _inputs(self, condition: Condition, batch: int, grid: Sequence[int]) -> Tensor:
         features = self.condition(condition, batch, grid).flatten(2).transpose(1, 2)
         weight = self.positions.weight
         return features + self.positions(grid_waves(grid, weight.shape[1], weight))
-
-    def _check(self, codes: Tensor) -> None:
-        if torch.compiler.is_compiling() or not codes.numel():
-            return
-        low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= self.codebook_size:
-            raise DataError(f"codes must be in 0 .. {self.codebook_size - 1}; received {low} .. {high}")
 
     def _reset_parameters(self) -> None:
         """Small normal weights, smaller still where a block writes into the residual stream (GPT-2's scheme)."""

@@ -11,8 +11,9 @@ from pydantic import Field, PositiveInt, ValidationError
 from torch import nn
 
 from hvq.autoencoders import Autoencoder, build_autoencoder
-from hvq.config import AutoencoderConfig, CodeSamplingConfig, PriorConfig
+from hvq.config import AutoencoderConfig, CodeSamplingConfig
 from hvq.config_base import FrozenModel
+from hvq.config_priors import PriorConfig
 from hvq.errors import CheckpointError, DataError
 from hvq.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from hvq.priors import Prior, build_prior
@@ -39,6 +40,9 @@ class PriorDescription(FrozenModel):
     level: str
     codebook_size: PositiveInt
     coarser: dict[str, PositiveInt] = Field(description="codebook sizes of the coarser levels, coarse to fine")
+    codes_per_position: dict[str, PositiveInt] = Field(
+        default_factory=dict, description="G of this level and of coarser ones, where it is more than one"
+    )
     grid: tuple[PositiveInt, PositiveInt]
     image_size: tuple[PositiveInt, PositiveInt]
     classes: tuple[str, ...] = ()
@@ -91,6 +95,8 @@ def load_prior(folder: Path) -> tuple[Prior, PriorDescription]:
         codebook_size=description.codebook_size,
         coarser=description.coarser,
         num_classes=len(description.classes),
+        codes_per_position=description.codes_per_position.get(description.level, 1),
+        coarser_codes_per_position=description.codes_per_position,
     )
     _load_weights(model, folder, "prior")
     return model.eval(), description

@@ -187,12 +187,6 @@ def open_codes(run: RunFolder, level: str) -> tuple[CodeFolder, CodeFolder]:
     train_codes, held_out = CodeFolder(run.codes, "train"), CodeFolder(run.codes, "validation")
     for folder in (train_codes, held_out):
         folder.require_encoder(expected)
-    several = train_codes.description.codes_per_position
-    if several:
-        raise ConfigurationError(
-            f"priors learn one code per position, and {', '.join(several)} has several; train the autoencoder with "
-            "one (no heads, groups or residual quantizers), or use its codes without a prior"
-        )
     if train_codes.entropy(level) < _LEAST_ENTROPY:
         raise DataError(
             f"codes of level {level} are all but constant (entropy {train_codes.entropy(level):.4f} nats): its "
@@ -214,11 +208,14 @@ def held_out_nats(prior: Prior, codes: CodeFolder, level: str, chunk_size: int, 
 
 
 def _build(stage: PriorStageConfig, codes: CodeFolder, level: str) -> Prior:
+    several = codes.description.codes_per_position
     return build_prior(
         stage.model,
         codebook_size=codes.codebook_sizes[level],
         coarser=_coarser(codes, level),
         num_classes=len(codes.classes),
+        codes_per_position=several.get(level, 1),
+        coarser_codes_per_position=several,
     )
 
 
@@ -228,11 +225,14 @@ def _coarser(codes: CodeFolder, level: str) -> dict[str, int]:
 
 
 def _describe(stage: PriorStageConfig, codes: CodeFolder, level: str, nats: float) -> PriorDescription:
+    coarser = _coarser(codes, level)
+    several = codes.description.codes_per_position
     return PriorDescription(
         model=stage.model,
         level=level,
         codebook_size=codes.codebook_sizes[level],
-        coarser=_coarser(codes, level),
+        coarser=coarser,
+        codes_per_position={name: several[name] for name in (*coarser, level) if name in several},
         grid=codes.grids[level],
         image_size=codes.image_size,
         classes=codes.classes,

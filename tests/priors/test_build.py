@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from hvq.config import TransformerPriorConfig
+from hvq.config_priors import TransformerPriorConfig
 from hvq.priors import TransformerPrior, build_prior
 
 
@@ -12,7 +12,7 @@ def test_every_field_arrives() -> None:
     assert isinstance(prior, TransformerPrior)
     assert prior.codebook_size == 7
     assert prior.coarser == {"top": 11, "middle": 13}
-    assert prior.embedding.weight.shape == (8, 20)
+    assert prior.embedding.weight.shape == (7, 20)
     assert len(prior.blocks) == 3
     assert {block.attention.heads for block in prior.blocks} == {5}
     assert {module.p for module in prior.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}

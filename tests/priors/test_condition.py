@@ -25,8 +25,8 @@ def test_everything_is_brought_to_the_grid_and_added() -> None:
     assert found.shape == (2, 5, 6, 8)
     for row, column in [(0, 0), (5, 7), (2, 5)]:
         expected = (
-            encoder.embeddings["top"](given["top"][:, 0, column // 4])
-            + encoder.embeddings["middle"](given["middle"][:, row // 2, column // 2])
+            encoder.embeddings["top"](given["top"][:, 0, column // 4, None])
+            + encoder.embeddings["middle"](given["middle"][:, row // 2, column // 2, None])
             + encoder.classes(labels)
             + encoder.dense(features)[:, :, row // 2, column // 4]
             + encoder.vector(vector)

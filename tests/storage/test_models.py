@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hvq.autoencoders import Autoencoder, build_autoencoder
-from hvq.config import AutoencoderConfig, CodeSamplingConfig, TransformerPriorConfig
+from hvq.config import AutoencoderConfig, CodeSamplingConfig
+from hvq.config_priors import TransformerPriorConfig
 from hvq.errors import CheckpointError, DataError
 from hvq.priors import Condition, Prior, build_prior
 from hvq.storage import encoder_hash, load_autoencoder, load_prior, save_autoencoder, save_prior

@@ -14,7 +14,8 @@ from hvq.data import CodeFolder, build_sources
 from hvq.data.pixels import bytes_to_model
 from hvq.errors import ConfigurationError
 from hvq.evaluation.evaluate import evaluate
-from hvq.storage import RunFolder, load_autoencoder
+from hvq.evaluation.generation import generate
+from hvq.storage import RunFolder, load_autoencoder, load_hierarchy
 from hvq.training import extract_codes, fit_autoencoder, fit_prior
 from hvq.training.processes import make_accelerator
 from tests.runs import changed, tiny_config, write_images
@@ -70,12 +71,32 @@ def test_every_kind_goes_from_yaml_to_codes_and_numbers(kind: str, images: Path,
     assert 1 <= levels["top"]["perplexity"] <= 16
 
 
-def test_priors_say_that_they_learn_one_code_per_position(images: Path, tmp_path: Path) -> None:
-    config, run = config_of(images, "heads"), RunFolder(tmp_path)
+PRIORS: dict[str, dict[str, Any]] = {
+    "transformer": {"kind": "transformer", "width": 8, "layers": 1, "heads": 2},
+    "pixelsnail": {"kind": "pixelsnail", "width": 8, "heads": 2, "residual_width": 5, "blocks": 1},
+    "pixelcnn": {"kind": "pixelcnn", "width": 8, "layers": 2},
+}
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("kind", ["heads", "shared", "cosine"])
+def test_priors_of_every_kind_learn_one_code_per_position_or_several(
+    kind: str, prior: str, images: Path, tmp_path: Path
+) -> None:
+    stage = {"model": PRIORS[prior], "training": {"steps": 8, "batch_size": 12, "evaluate_every": 4, "warmup_steps": 0}}
+    config, run = config_of(images, kind, priors={"top": stage, "bottom": stage}), RunFolder(tmp_path)
     fit_autoencoder(config, run)
     extract_codes(config, run)
-    with pytest.raises(ConfigurationError, match="one code per position, and top has several"):
-        fit_prior(config, run, "bottom")
+    fitted = {level: fit_prior(config, run, level) for level in ("top", "bottom")}
+    hierarchy = load_hierarchy(run)
+    assert {level: type(loaded) for level, loaded in hierarchy.priors.items()} == {
+        level: type(trained) for level, trained in fitted.items()
+    }
+    generated = generate(hierarchy, samples=range(5), labels=[0, 1, 2, -1, 0], seed=1, chunk_size=3)
+    assert generated.codes["top"].shape == (5, 2, 2, *((SEVERAL[kind],) if kind in SEVERAL else ()))
+    assert generated.images.shape == (5, 1, 16, 16)
+    part = generate(hierarchy, samples=[3], labels=[-1], seed=1, chunk_size=3)
+    assert all(torch.equal(part.codes[level], generated.codes[level][3:4]) for level in fitted)
 
 
 def test_what_does_not_go_together_is_refused_before_anything_is_read(images: Path, tmp_path: Path) -> None:

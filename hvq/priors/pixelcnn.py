@@ -1,0 +1,168 @@
+"""The gated PixelCNN (van den Oord et al. 2016, arXiv 1606.05328), the prior of the VQ-VAE paper.
+
+Letters: B batch, h w grid, K codebook size, E channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hvq.priors.causal_convolution import ColumnConvolution, ColumnState, RowConvolution, RowState
+from hvq.priors.condition import Condition
+from hvq.priors.raster import RasterPrior, RasterState, embed
+from hvq.priors.taps import CodeTaps, offsets_above, offsets_before
+
+
+@dataclass
+class _LayerState:
+    vertical: RowState
+    horizontal: ColumnState
+    # What the vertical stack and the condition add to a row of the horizontal stack, [B, w, 2·E].
+    added: Tensor | None = None
+
+
+def gated(features: Tensor, dim: int) -> Tensor:
+    """tanh of one half times sigmoid of the other, equation (2) of arXiv 1606.05328."""
+    content, gate = features.chunk(2, dim=dim)
+    return content.tanh() * gate.sigmoid()
+
+
+class _GatedLayer(nn.Module):
+    """One layer of both stacks: the vertical sees rows above, the horizontal its own row and the vertical."""
+
+    def __init__(self, channels: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.vertical = RowConvolution(channels, 2 * channels, rows=kernel // 2 + 1, columns=kernel)
+        self.horizontal = ColumnConvolution(channels, 2 * channels, taps=kernel // 2 + 1)
+        self.link = nn.Linear(2 * channels, 2 * channels)
+        self.context = nn.Linear(channels, 4 * channels)
+        self.output = nn.Linear(channels, channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, vertical: Tensor, horizontal: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        above = self.vertical(vertical)
+        vertical_context, horizontal_context = self.context(context).movedim(-1, 1).chunk(2, dim=1)
+        added = self.link(above.movedim(1, -1)).movedim(-1, 1) + horizontal_context
+        out = self.dropout(gated(self.horizontal(horizontal) + added, dim=1))
+        horizontal = horizontal + self.output(out.movedim(1, -1)).movedim(-1, 1)
+        return gated(above + vertical_context, dim=1), horizontal
+
+    def make_state(self, batch: int, width: int) -> _LayerState:
+        return _LayerState(self.vertical.make_state(batch, width), self.horizontal.make_state(batch, width))
+
+    def start_row(self, vertical: Tensor, context: Tensor, state: _LayerState) -> Tensor:
+        """The vertical stack `[B, w, E]` of a whole row, which hangs on the rows above alone."""
+        above = self.vertical.step_row(vertical, state.vertical)
+        vertical_context, horizontal_context = self.context(context).chunk(2, dim=-1)
+        state.added = self.link(above) + horizontal_context
+        return gated(above + vertical_context, dim=-1)
+
+    def step(self, horizontal: Tensor, column: int, state: _LayerState) -> Tensor:
+        assert state.added is not None
+        out = self.horizontal.step(horizontal, column, state.horizontal) + state.added[:, column]
+        return horizontal + self.output(gated(out, dim=-1))
+
+
+class PixelCNNPrior(RasterPrior):
+    """Two stacks of gated convolutions: one reads the rows above, one its own row, so that no code is out of sight.
+
+    The vertical stack hangs on finished rows alone, so sampling computes it once a row, for all of its positions; a
+    step is left with the horizontal stack.
+
+    Args:
+        codebook_size: K of this level.
+        coarser: codebook size of every coarser level by name, coarse to fine.
+        num_classes: number of classes; 0 without.
+        codes_per_position: G, codes of each position, drawn in order.
+        coarser_codes_per_position: the same of those coarser levels that have more than one.
+        width: E.
+        layers: of the two stacks.
+        kernel: columns that a layer sees, an odd number.
+        dropout: in training, in each layer.
+        shared_embedding: one embedding of codes for all taps of the first layer, in place of a table for each.
+        context_blocks: residual blocks of convolutions that read each coarser level.
+        feature_channels: channels of a dense feature map in the condition; 0 without.
+        vector_size: length of a vector in the condition; 0 without.
+
+    >>> import torch
+    >>> prior = PixelCNNPrior(codebook_size=7, coarser={"top": 5}, width=16, layers=2)
+    >>> condition = Condition(codes={"top": torch.zeros(2, 2, 3, dtype=torch.int64)})
+    >>> prior(torch.zeros(2, 4, 6, dtype=torch.int64), condition).shape
+    torch.Size([2, 4, 6, 7])
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int,
+        coarser: Mapping[str, int] | None = None,
+        num_classes: int = 0,
+        codes_per_position: int = 1,
+        coarser_codes_per_position: Mapping[str, int] | None = None,
+        width: int = 128,
+        layers: int = 12,
+        kernel: int = 5,
+        dropout: float = 0.1,
+        shared_embedding: bool = False,
+        context_blocks: int = 2,
+        feature_channels: int = 0,
+        vector_size: int = 0,
+    ) -> None:
+        super().__init__(
+            codebook_size=codebook_size,
+            coarser=coarser,
+            num_classes=num_classes,
+            codes_per_position=codes_per_position,
+            coarser_codes_per_position=coarser_codes_per_position,
+            width=width,
+            context_blocks=context_blocks,
+            feature_channels=feature_channels,
+            vector_size=vector_size,
+            kernel=kernel,
+        )
+        reach = kernel // 2
+        common = {"codebook_size": codebook_size, "channels": width, "codes_per_position": codes_per_position}
+        above, before = offsets_above(reach, reach), offsets_before(reach)
+        self.vertical = CodeTaps(**common, offsets=above, shared=shared_embedding)
+        self.horizontal = CodeTaps(**common, offsets=[*above, *before], shared=shared_embedding)
+        self.layers = nn.ModuleList(_GatedLayer(width, kernel, dropout) for _ in range(layers))
+        self.output = nn.Linear(width, width)
+
+    @property
+    def taps(self) -> CodeTaps:
+        """Both read codes padded alike."""
+        return self.vertical
+
+    def features(self, codes: Tensor, condition: Condition) -> Tensor:
+        """Features `[B, h, w, E]` of codes `[B, h, w, G]`."""
+        grid, padded = codes.shape[1:-1], self.taps.pad(codes)
+        context = self.encode_condition(codes, condition).movedim(1, -1)
+        vertical, horizontal = embed(self.vertical, padded, grid), embed(self.horizontal, padded, grid)
+        for layer in self.layers:
+            vertical, horizontal = layer(vertical, horizontal, context)
+        return self._finish(horizontal.movedim(1, -1))
+
+    def make_layers(self, state: RasterState, batch: int, grid: Sequence[int]) -> list[_LayerState]:
+        """States of all layers before the first position."""
+        return [layer.make_state(batch, grid[1]) for layer in self.layers]  # type: ignore[operator]
+
+    def start_row(self, state: RasterState, row: int) -> None:
+        """The vertical stack of a whole row."""
+        vertical = self.vertical(state.codes, rows=(row, row + 1), columns=(0, state.width))[:, 0]
+        for layer, of_layer in zip(self.layers, state.layers, strict=True):
+            vertical = layer.start_row(vertical, state.context[:, row], of_layer)  # type: ignore[operator]
+
+    def step_position(self, state: RasterState, row: int, column: int) -> Tensor:
+        """The horizontal stack of one position."""
+        place = {"rows": (row, row + 1), "columns": (column, column + 1)}
+        horizontal = self.horizontal(state.codes, **place)[:, 0, 0]
+        for layer, of_layer in zip(self.layers, state.layers, strict=True):
+            horizontal = layer.step(horizontal, column, of_layer)  # type: ignore[operator]
+        return self._finish(horizontal)
+
+    def _finish(self, features: Tensor) -> Tensor:
+        return functional.elu(self.output(functional.elu(features)))

@@ -1,0 +1,139 @@
+"""What the convolutional priors share: conditions and codes on a grid of two axes, read row by row.
+
+Letters: B batch, h w grid, G codes per position, E channels.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvq.errors import ConfigurationError
+from hvq.priors.base import Prior
+from hvq.priors.condition import Condition, ConditionEncoder
+from hvq.priors.head import CodeHead
+from hvq.priors.taps import CodeTaps
+
+
+@dataclass
+class RasterState:
+    """What a convolutional prior carries from position to position.
+
+    Attributes:
+        codes: int64, with the surroundings of the grid, filled position by position.
+        context: `[B, h, w, E]`, the encoded condition.
+        width: w.
+        layers: of the kind.
+    """
+
+    codes: Tensor
+    context: Tensor
+    width: int
+    layers: Any
+
+
+class RasterPrior(Prior):
+    """A convolutional prior; a kind defines `features`, `make_layers`, `start_row` and `step_position`.
+
+    Args:
+        codebook_size: K of this level.
+        coarser: codebook size of every coarser level by name, coarse to fine.
+        num_classes: number of classes; 0 without.
+        codes_per_position: G.
+        coarser_codes_per_position: the same of those coarser levels that have more than one.
+        width: E.
+        context_blocks: residual blocks of convolutions that read each coarser level.
+        feature_channels: channels of a dense feature map in the condition; 0 without.
+        vector_size: length of a vector in the condition; 0 without.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int,
+        coarser: Mapping[str, int] | None,
+        num_classes: int,
+        codes_per_position: int,
+        coarser_codes_per_position: Mapping[str, int] | None,
+        width: int,
+        context_blocks: int,
+        feature_channels: int,
+        vector_size: int,
+        kernel: int,
+    ) -> None:
+        super().__init__()
+        if kernel % 2 == 0 or kernel < 3:
+            raise ConfigurationError(f"kernel must be an odd number of at least 3; received {kernel}")
+        self.codebook_size = codebook_size
+        self.coarser = dict(coarser or {})
+        self.codes_per_position = codes_per_position
+        self.condition = ConditionEncoder(
+            channels=width,
+            coarser=self.coarser,
+            coarser_codes_per_position=coarser_codes_per_position,
+            num_classes=num_classes,
+            blocks=context_blocks,
+            feature_channels=feature_channels,
+            vector_size=vector_size,
+        )
+        self.head = CodeHead(channels=width, codebook_size=codebook_size, codes_per_position=codes_per_position)
+
+    @property
+    @abstractmethod
+    def taps(self) -> CodeTaps:
+        """Those that know how far codes are padded."""
+
+    @abstractmethod
+    def make_layers(self, state: RasterState, batch: int, grid: Sequence[int]) -> Any:
+        """States of the layers before the first position."""
+
+    @abstractmethod
+    def start_row(self, state: RasterState, row: int) -> None:
+        """All that can be computed for a row before its first code is known."""
+
+    @abstractmethod
+    def step_position(self, state: RasterState, row: int, column: int) -> Tensor:
+        """Features `[B, E]` of a position, once its row is started."""
+
+    def make_state(self, condition: Condition, batch: int, grid: Sequence[int]) -> RasterState:
+        """Encode the condition, once, lay out the weights, and preallocate for a whole grid (h, w)."""
+        _require_two_axes(grid)
+        context = self.condition(condition, batch, grid).movedim(1, -1).contiguous()
+        outside = torch.full(
+            (batch, *grid, self.codes_per_position), self.codebook_size, dtype=torch.int64, device=context.device
+        )
+        state = RasterState(self.taps.pad(outside), context, grid[1], None)
+        state.layers = self.make_layers(state, batch, grid)
+        return state
+
+    def step_features(self, previous: Tensor | None, state: RasterState, position: int) -> Tensor:
+        """Features `[B, E]` of one position, given int64 `[B, G]` of the one before."""
+        if previous is not None:
+            self.taps.write(state.codes, previous, *divmod(position - 1, state.width))
+        row, column = divmod(position, state.width)
+        if column == 0:
+            self.start_row(state, row)
+        return self.step_position(state, row, column)
+
+    def encode_condition(self, codes: Tensor, condition: Condition) -> Tensor:
+        """The condition `[B, E, h, w]` for codes `[B, h, w, G]`."""
+        grid = codes.shape[1:-1]
+        _require_two_axes(grid)
+        return self.condition(condition, len(codes), grid)
+
+
+def _require_two_axes(grid: Sequence[int]) -> None:
+    if len(grid) != 2:
+        raise ConfigurationError(
+            f"convolutional priors take grids of two axes; received {len(grid)}: take kind transformer for these"
+        )
+
+
+def embed(taps: CodeTaps, padded: Tensor, grid: Sequence[int]) -> Tensor:
+    """Features `[B, E, h, w]` of a whole grid of padded codes."""
+    return taps(padded, rows=(0, grid[0]), columns=(0, grid[1])).movedim(-1, 1)
