@@ -22,12 +22,23 @@ class TransformerPriorConfig(_BasePriorConfig):
     kind: Literal["transformer"] = "transformer"
     width: PositiveInt = Field(256, description="channels")
     layers: PositiveInt = Field(6, description="blocks of attention and feed-forward")
-    heads: PositiveInt = Field(4, description="attention heads; the width is a multiple of them")
+    heads: PositiveInt = Field(4, description="attention heads; the width is a multiple of twice as many")
+    key_value_heads: PositiveInt | None = Field(
+        None, description="a divisor of heads, as many of which share keys and values; null: one to one"
+    )
+    window: PositiveInt | None = Field(
+        None, description="codes that a position attends to, for long grids; null: all earlier ones"
+    )
+    recompute: bool = Field(False, description="compute blocks again in the backward pass, to spare memory")
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> TransformerPriorConfig:
-        if self.width % self.heads:
-            raise ValueError(f"width must be a multiple of heads; received {self.width} and {self.heads}")
+    def _heads_divide(self) -> TransformerPriorConfig:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width must be a multiple of twice heads; received {self.width} and {self.heads} heads")
+        if self.heads % (self.key_value_heads or self.heads):
+            raise ValueError(
+                f"heads must be a multiple of key_value_heads; received {self.heads} and {self.key_value_heads}"
+            )
         return self
 
 
@@ -58,6 +69,9 @@ class PixelSNAILPriorConfig(_ConvolutionalPriorConfig):
     output_blocks: NonNegativeInt = Field(0, description="residual blocks of single positions after the last block")
     attention: bool = Field(True, description="whether blocks attend to all earlier positions")
     heads: PositiveInt = Field(8, description="attention heads; the width is a multiple of twice as many")
+    attend_to_self: bool = Field(
+        True, description="whether a position is among those it attends to; public implementations leave it out"
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> PixelSNAILPriorConfig:

@@ -150,7 +150,7 @@ def test_priors_name_levels() -> None:
 
 
 def test_attention_heads_divide_the_width() -> None:
-    with pytest.raises(ValidationError, match="width must be a multiple of heads; received 256 and 3"):
+    with pytest.raises(ValidationError, match="width must be a multiple of twice heads; received 256 and 3"):
         _run(priors={"top": {"model": {"heads": 3}}})
 
 

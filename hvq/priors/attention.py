@@ -1,47 +1,189 @@
 """Attention to earlier positions, of all positions at once or of one against a cache.
 
-Letters: B batch, A heads, T positions, d channels of a head.
+Letters: B batch, A heads, T positions, W window, d channels of a head.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hvq.priors import step_kernels
+from hvq.priors.step_product import normalized
+
 
 @dataclass(frozen=True)
-class AttentionState:
-    """Keys and values `[B, A, T, d]`, filled position by position."""
+class AttentionCache:
+    """Keys and values `[B, key heads, T, d]`, filled position by position; behind the last, the oldest give way."""
 
     keys: Tensor
     values: Tensor
 
 
-def make_attention_state(like: Tensor, batch: int, heads: int, length: int, width: int) -> AttentionState:
-    """An empty cache of `heads` heads of `width` channels, of the type and device of `like`."""
-    shape = (batch, heads, length, width)
-    return AttentionState(like.new_zeros(shape), like.new_zeros(shape))
+def make_attention_cache(like: Tensor, batch: int, key_heads: int, length: int, width: int) -> AttentionCache:
+    """An empty cache of `length` positions and `key_heads` heads of `width` channels, of the type of `like`."""
+    shape = (batch, key_heads, length, width)
+    return AttentionCache(like.new_zeros(shape), like.new_zeros(shape))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0) -> Tensor:
-    """Causal attention of all positions to themselves and earlier ones, `[B, T, A·d]` from `[B, A, T, d]`."""
-    attended = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+@dataclass(frozen=True)
+class Turning:
+    """What is done to queries and keys before they meet: a norm of each head, then a rotation by the position.
+
+    Attributes:
+        query_scale: `[d]`, of normalised queries.
+        key_scale: `[d]`, of normalised keys.
+        cosines: `[T, d / 2]` of the angles by which pairs (i, i + d / 2) of channels are turned.
+        sines: the same.
+        epsilon: of the norm.
+    """
+
+    query_scale: Tensor
+    key_scale: Tensor
+    cosines: Tensor
+    sines: Tensor
+    epsilon: float = 1e-6
+
+    def turned(self, heads: Tensor, scale: Tensor, position: int | slice = slice(None)) -> Tensor:
+        """`[B, A, T, d]`, or `[B, A, d]` of one position."""
+        heads = normalized(heads, scale, self.epsilon)
+        cosine, sine = self.cosines[position], self.sines[position]
+        first, second = heads.chunk(2, dim=-1)
+        return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+
+
+def attend_step(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    position: int,
+    cache: AttentionCache,
+    *,
+    heads: int,
+    turning: Turning | None = None,
+    to_self: bool = True,
+) -> Tensor:
+    """Attention of one position, `[B, A·d]`; its key and value are written into the cache.
+
+    Args:
+        query: `[B, A·d]`.
+        key: `[B, key heads · d]`.
+        value: the same.
+        position: 0 upwards.
+        cache: of the positions before.
+        heads: A.
+        turning: of queries and keys.
+        to_self: whether a position attends to itself; if not, the first one attends to nothing and gets zeros.
+    """
+    length = cache.values.shape[2]
+    slot, seen = position % length, min(position + to_self, length)
+    library = step_kernels.library() if step_kernels.is_native(query) else None
+    if library is not None:
+        return step_kernels.attend(
+            library,
+            query,
+            key,
+            value,
+            heads=heads,
+            keys=cache.keys,
+            values=cache.values,
+            slot=slot,
+            seen=seen,
+            scales=None if turning is None else (turning.query_scale, turning.key_scale),
+            epsilon=0.0 if turning is None else turning.epsilon,
+            turns=None if turning is None else (turning.cosines[position], turning.sines[position]),
+        )
+    width = cache.values.shape[3]
+    query, key = query.unflatten(1, (-1, width)), key.unflatten(1, (-1, width))
+    if turning is not None:
+        query = turning.turned(query, turning.query_scale, position)
+        key = turning.turned(key, turning.key_scale, position)
+    cache.keys[:, :, slot], cache.values[:, :, slot] = key, value.unflatten(1, (-1, width))
+    if seen == 0:
+        return torch.zeros_like(query).flatten(1)
+    group = heads // cache.values.shape[1]
+    # Queries of heads that share a key stand one below the other, as if they were positions.
+    grouped = query.unflatten(1, (-1, group))
+    return functional.scaled_dot_product_attention(grouped, cache.keys[:, :, :seen], cache.values[:, :, :seen]).flatten(
+        1
+    )
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    window: int | None = None,
+    dropout: float = 0.0,
+    to_self: bool = True,
+) -> Tensor:
+    """Causal attention of all positions, `[B, T, A·d]`.
+
+    Args:
+        query: `[B, A, T, d]`.
+        key: `[B, key heads, T, d]`; each key head serves as many heads, in order.
+        value: the same.
+        window: W, positions that one attends to, itself and those before it; None for all.
+        dropout: chance that a weight is left out.
+        to_self: whether a position attends to itself; if not, the first one attends to nothing and gets zeros.
+    """
+    group = query.shape[1] // key.shape[1]
+    if group > 1:
+        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    if not to_self:
+        attended = _attend_strictly(query, key, value, dropout)
+    elif window is not None and window < query.shape[2]:
+        attended = _attend_locally(query, key, value, window, dropout)
+    else:
+        attended = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
     return attended.transpose(1, 2).flatten(2)
 
 
-def attend_step(query: Tensor, key: Tensor, value: Tensor, position: int, state: AttentionState) -> Tensor:
-    """The same for one position, `[B, A·d]` from `[B, A, d]`; its key and value are written into the cache."""
-    state.keys[:, :, position] = key
-    state.values[:, :, position] = value
-    seen = slice(position + 1)
-    return functional.scaled_dot_product_attention(
-        query.unsqueeze(2), state.keys[:, :, seen], state.values[:, :, seen]
-    ).flatten(1)
+def _attend_strictly(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    length = query.shape[2] - 1
+    earlier = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    later = functional.scaled_dot_product_attention(
+        query[:, :, 1:], key[:, :, :-1], value[:, :, :-1], attn_mask=earlier, dropout_p=dropout
+    )
+    return functional.pad(later, (0, 0, 1, 0))
+
+
+def _attend_locally(query: Tensor, key: Tensor, value: Tensor, window: int, dropout: float) -> Tensor:
+    """In blocks of W positions, each of which meets itself and the block before: memory grows as T·W, not as T·T."""
+    batch, length = query.shape[0], query.shape[2]
+    blocks = -(-length // window)
+    query, key, value = (
+        functional.pad(tensor, (0, 0, 0, blocks * window - length)).unflatten(2, (blocks, window)).transpose(1, 2)
+        for tensor in (query, key, value)
+    )
+    attended = functional.scaled_dot_product_attention(
+        query.flatten(0, 1),
+        _with_block_before(key),
+        _with_block_before(value),
+        attn_mask=_near(blocks, window, query.device).repeat(batch, 1, 1, 1),
+        dropout_p=dropout,
+    )
+    return attended.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
+
+
+def _with_block_before(tokens: Tensor) -> Tensor:
+    """`[B·blocks, A, 2·W, d]` of `[B, blocks, A, W, d]`: each block behind the one before, the first behind zeros."""
+    before = functional.pad(tokens, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
+    return torch.cat([before, tokens], dim=3).flatten(0, 1)
+
+
+def _near(blocks: int, window: int, device: torch.device) -> Tensor:
+    """bool `[blocks, 1, W, 2·W]`: which positions of its own block and the one before each may see."""
+    own = torch.arange(window, device=device)[:, None]
+    other = torch.arange(2 * window, device=device) - window
+    near = (other <= own) & (other > own - window)
+    return torch.stack([near & (other >= 0), *[near] * (blocks - 1)]).unsqueeze(1)
 
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
-    """`[B, T, A·d]` to `[B, A, T, d]`, and `[B, A·d]` to `[B, A, d]`."""
-    split = tokens.unflatten(-1, (heads, -1))
-    return split.transpose(1, 2) if tokens.dim() == 3 else split
+    """`[B, T, A·d]` to `[B, A, T, d]`."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -7,17 +7,19 @@ E channels of a position's features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hvq.errors import DataError
 from hvq.priors.condition import Condition
 from hvq.priors.head import CodeHead
+from hvq.priors.step_product import StepProduct
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class PriorCache:
         position: the next code, 0 .. length.
         features: `[B, E]` of the position that is being drawn; None before the first.
         codes: int64 `[B]` each, the codes so far of that position.
+        head: of the head.
     """
 
     state: Any
@@ -39,6 +42,12 @@ class PriorCache:
     position: int = 0
     features: Tensor | None = None
     codes: tuple[Tensor, ...] = ()
+    head: Sequence[StepProduct] = ()
+
+
+def recomputed(function: Callable[..., Tensor], *arguments: Any, when: bool) -> Tensor:
+    """The result of a function, whose inner values are computed again in the backward pass where `when` says so."""
+    return checkpoint(function, *arguments, use_reentrant=False) if when else function(*arguments)
 
 
 class Prior(nn.Module, ABC):
@@ -84,11 +93,17 @@ class Prior(nn.Module, ABC):
         several = codes.long() if self.codes_per_position > 1 else codes.long().unsqueeze(-1)
         return self.head(self.features(several, condition), several).view(*codes.shape, self.codebook_size)
 
+    @torch.no_grad()
     def make_cache(self, condition: Condition, batch: int, grid: Sequence[int]) -> PriorCache:
-        """A cache for sampling `batch` grids from their first code on."""
-        state = self.make_state(condition, batch, tuple(grid))
-        return PriorCache(state=state, batch=batch, length=prod(grid) * self.codes_per_position)
+        """A cache for sampling `batch` grids from their first code on; it holds the weights, laid out for steps."""
+        return PriorCache(
+            state=self.make_state(condition, batch, tuple(grid)),
+            batch=batch,
+            length=prod(grid) * self.codes_per_position,
+            head=self.head.make_state(),
+        )
 
+    @torch.no_grad()
     def step(self, previous: Tensor | None, cache: PriorCache) -> tuple[Tensor, PriorCache]:
         """Logits `[B, K]` of the next code, in raster order and at each position in the order of its G codes.
 
@@ -110,7 +125,7 @@ class Prior(nn.Module, ABC):
             before = torch.stack(codes, dim=1) if codes else None
             features, codes = self.step_features(before, cache.state, position), ()
         assert features is not None
-        logits = self.head.step(features, codes)
+        logits = self.head.step(features, codes, cache.head)
         return logits, replace(cache, position=cache.position + 1, features=features, codes=codes)
 
     def _check(self, codes: Tensor) -> None:

@@ -15,13 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-@dataclass
-class RowState:
-    """Weights `[E, rows·columns·C]` laid out for products, and the last rows of features `[B, rows, w + margin, C]`."""
-
-    weights: Tensor
-    window: Tensor
+from hvq.priors.step_product import Change, RowWindow, StepProduct
 
 
 class RowConvolution(nn.Module):
@@ -44,31 +38,10 @@ class RowConvolution(nn.Module):
         """Features `[B, E, h, w]` of `[B, C, h, w]`, of the rows that end `delay` rows above."""
         return self.convolution(functional.pad(features, (self.margin, self.margin, self.rows - 1 + delay, -delay)))
 
-    def make_state(self, batch: int, width: int) -> RowState:
-        """Before the first row."""
-        weights = self.convolution.weight
-        outputs, inputs, rows, _ = weights.shape
-        laid_out = weights.permute(0, 2, 3, 1).reshape(outputs, -1).contiguous()
-        return RowState(laid_out, weights.new_zeros(batch, rows, width + 2 * self.margin, inputs))
-
-    def step_row(self, row: Tensor, state: RowState) -> Tensor:
-        """Features `[B, w, E]` of the next row, of which `[B, w, C]` is the input."""
-        window, width = state.window, row.shape[1]
-        window[:, :-1] = window[:, 1:].clone()
-        window[:, -1, self.margin : self.margin + width] = row
-        batch, rows, _, inputs = window.shape
-        # Columns lie one behind the other, so what a position sees of a row is one run of numbers.
-        strides = (window.stride(0), window.stride(2), window.stride(1), 1)
-        seen = window.as_strided((batch, width, rows, (2 * self.margin + 1) * inputs), strides)
-        return functional.linear(seen.flatten(2), state.weights, self.convolution.bias)
-
-
-@dataclass
-class ColumnState:
-    """Weights `[E, taps·C]` laid out for products, and the row `[B, taps - 1 + w, C]`."""
-
-    weights: Tensor
-    row: Tensor
+    def make_product(self) -> StepProduct:
+        """Rows of weights in the order of rows, columns, channels."""
+        weight = self.convolution.weight
+        return StepProduct(weight.permute(0, 2, 3, 1).flatten(1), self.convolution.bias)
 
 
 class ColumnConvolution(nn.Module):
@@ -90,31 +63,32 @@ class ColumnConvolution(nn.Module):
         """Features `[B, E, h, w]` of `[B, C, h, w]`."""
         return self.convolution(functional.pad(features, (self.taps - 1, 0)) if self.taps > 1 else features)
 
-    def make_state(self, batch: int, width: int) -> ColumnState:
-        """Before the first position of any row: what the row before left is overwritten."""
-        weights = self.convolution.weight
-        laid_out = weights[:, :, 0].transpose(1, 2).reshape(len(weights), -1).contiguous()
-        return ColumnState(laid_out, weights.new_zeros(batch, self.taps - 1 + width, weights.shape[1]))
-
-    def step(self, features: Tensor, column: int, state: ColumnState) -> Tensor:
-        """Features `[B, E]` of one position, of which `[B, C]` is the input."""
-        if self.taps > 1:
-            state.row[:, self.taps - 1 + column] = features
-            features = state.row[:, column : column + self.taps].flatten(1)
-        return functional.linear(features, state.weights, self.convolution.bias)
+    def make_product(self) -> StepProduct:
+        """Rows of weights in the order of columns, channels."""
+        weight = self.convolution.weight[:, :, 0]
+        return StepProduct(weight.transpose(1, 2).flatten(1), self.convolution.bias)
 
 
 @dataclass
 class CausalState:
-    """Of both parts of a kernel, and what the rows above, and the condition, add to each position `[B, w, E]`."""
+    """Of both parts of a kernel.
 
-    own: ColumnState
-    above: RowState | None
+    Attributes:
+        own: the taps of the own row.
+        above: those of the rows above; None for a kernel of one position.
+        window: activated features of the own row and the rows above; None for a kernel of one position.
+        added: `[B, w, E]`, what the rows above, and the condition, add to each position.
+    """
+
+    own: StepProduct
+    above: StepProduct | None
+    window: RowWindow | None
     added: Tensor | None = None
 
 
 class CausalConvolution(nn.Module):
-    """Sees its own position, `kernel // 2` to the left, and the `kernel - 1` rows above, as far to the right as left.
+    """ELU, then a convolution that sees its own position, `kernel // 2` to the left, and the `kernel - 1` rows above,
+    as far to the right as to the left.
 
     Args:
         inputs: C.
@@ -124,40 +98,49 @@ class CausalConvolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, kernel: int) -> None:
         super().__init__()
+        self.kernel = kernel
         self.own = ColumnConvolution(inputs, outputs, taps=kernel // 2 + 1)
         self.above = (
             RowConvolution(inputs, outputs, rows=kernel - 1, columns=kernel, bias=False) if kernel > 1 else None
         )
-        self._match_scale(kernel)
+        self._match_scale()
 
     @torch.no_grad()
-    def _match_scale(self, kernel: int) -> None:
+    def _match_scale(self) -> None:
         """Each part starts as it would in a kernel of the size of both."""
         if self.above is None:
             return
         inputs = self.own.convolution.in_channels
-        bound = (inputs * (self.own.taps + (kernel - 1) * kernel)) ** -0.5
+        bound = (inputs * (self.own.taps + (self.kernel - 1) * self.kernel)) ** -0.5
         for part in (self.own, self.above):
             nn.init.uniform_(part.convolution.weight, -bound, bound)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features `[B, E, h, w]` of `[B, C, h, w]`."""
+        features = functional.elu(features)
         own = self.own(features)
         return own if self.above is None else own + self.above(features, delay=1)
 
     def make_state(self, batch: int, width: int) -> CausalState:
         """Before the first row."""
-        above = None if self.above is None else self.above.make_state(batch, width)
-        return CausalState(self.own.make_state(batch, width), above)
+        own = self.own.make_product()
+        if self.above is None:
+            return CausalState(own, None, None)
+        window = RowWindow.make(self.own.convolution.weight, batch, self.kernel, width, self.kernel // 2)
+        return CausalState(own, self.above.make_product(), window)
 
     def start_row(self, state: CausalState, added: Tensor | None = None) -> None:
         """Once the row before is complete: what the rows above say, and `added` `[B, w, E]`."""
-        if self.above is not None and state.above is not None:
-            from_above = self.above.step_row(state.own.row[:, self.own.taps - 1 :], state.above)
-            added = from_above if added is None else added + from_above
+        if state.above is not None and state.window is not None:
+            state.window.advance()
+            added = state.above.of_rows(state.window, self.kernel - 1, self.kernel, added)
         state.added = added
 
-    def step(self, features: Tensor, column: int, state: CausalState) -> Tensor:
-        """Features `[B, E]` of one position, of which `[B, C]` is the input."""
-        own = self.own.step(features, column, state.own)
-        return own if state.added is None else own + state.added[:, column]
+    def step(self, features: Tensor, column: int, state: CausalState, extra: Tensor | None = None) -> Tensor:
+        """Features `[B, E]` of one position, of which `[B, C]` is the input; `extra` `[B, E]` is added to it."""
+        added = extra if state.added is None else state.added[:, column]
+        if state.window is None:
+            return state.own(features, change=Change.ELU, add=added)
+        assert extra is None or state.added is None
+        state.window.write(functional.elu(features), column)
+        return state.own.of_position(state.window, column, self.own.taps, added)

@@ -108,18 +108,24 @@ class ConditionEncoder(nn.Module):
             DataError: where the condition is not what the prior was built for, or a label is out of range.
         """
         _check_presence(condition.features, self.dense, "a feature map")
-        _check_presence(condition.vector, self.vector, "a vector")
-        everywhere = (batch, -1, *(1 for _ in grid))
-        parts = [self.classes(self._class_rows(condition.labels, batch)).view(everywhere)]
+        parts = [self.everywhere(condition, batch).view(batch, -1, *(1 for _ in grid))]
         for name, codes in in_level_order(condition.codes, tuple(self.coarser), "codes of coarser levels").items():
             each = codes.long().unsqueeze(-1) if name in self._without_axis else codes.long()
             embedded = torch.movedim(self.embeddings[name](each), -1, 1)
             parts.append(functional.interpolate(self.readers[name](embedded), size=tuple(grid), mode="nearest"))
         if self.dense is not None:
             parts.append(functional.interpolate(self.dense(condition.features), size=tuple(grid), mode="nearest"))
-        if self.vector is not None:
-            parts.append(self.vector(condition.vector).view(everywhere))
         return sum(parts[1:], start=parts[0].expand(-1, -1, *grid))
+
+    def everywhere(self, condition: Condition, batch: int) -> Tensor:
+        """The part that is the same at all positions, of class and vector: `[B, E]`.
+
+        Raises:
+            DataError: as above.
+        """
+        _check_presence(condition.vector, self.vector, "a vector")
+        of_class = self.classes(self._class_rows(condition.labels, batch))
+        return of_class if self.vector is None else of_class + self.vector(condition.vector)
 
     def _class_rows(self, labels: Tensor | None, batch: int) -> Tensor:
         device = self.classes.weight.device

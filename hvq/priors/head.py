@@ -5,11 +5,12 @@ Letters: E channels, G codes per position, K codebook size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from hvq.priors.step_product import StepProduct
 
 # Logits of a fresh prior are all but equal, so that training starts at log K nats per code.
 _STANDARD_DEVIATION = 0.02
@@ -43,11 +44,15 @@ class CodeHead(nn.Module):
     def forward(self, features: Tensor, codes: Tensor) -> Tensor:
         """Logits `[..., G, K]` of features `[..., E]`, by teacher forcing of int64 codes `[..., G]`."""
         steps = range(len(self.outputs))
-        return torch.stack([self.step(features, codes[..., :i].unbind(dim=-1)) for i in steps], dim=-2)
+        maps = list(self.outputs)
+        return torch.stack([self.step(features, codes[..., :i].unbind(dim=-1), maps) for i in steps], dim=-2)
 
-    def step(self, features: Tensor, codes: Sequence[Tensor]) -> Tensor:
+    def make_state(self) -> list[StepProduct]:
+        """The linear map of each code, laid out for steps."""
+        return [StepProduct.of(output) for output in self.outputs]  # type: ignore[arg-type]
+
+    def step(self, features: Tensor, codes: Sequence[Tensor], state: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
         """Logits `[..., K]` of the code after `codes`, int64 `[...]` each."""
         for embedding, code in zip(self.earlier, codes, strict=False):
             features = features + embedding(code)
-        output = self.outputs[len(codes)]
-        return functional.linear(self.mix(features), output.weight, output.bias)  # type: ignore[arg-type]
+        return state[len(codes)](self.mix(features))

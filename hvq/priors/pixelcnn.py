@@ -11,17 +11,25 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvq.priors.causal_convolution import ColumnConvolution, ColumnState, RowConvolution, RowState
+from hvq.priors.causal_convolution import ColumnConvolution, RowConvolution
 from hvq.priors.condition import Condition
 from hvq.priors.raster import RasterPrior, RasterState, embed
+from hvq.priors.step_product import RowWindow, StepProduct
 from hvq.priors.taps import CodeTaps, offsets_above, offsets_before
 
 
 @dataclass
 class _LayerState:
-    vertical: RowState
-    horizontal: ColumnState
-    # What the vertical stack and the condition add to a row of the horizontal stack, [B, w, 2·E].
+    """Laid out weights, the rows that both stacks see, and what is added to a row of the horizontal stack."""
+
+    vertical: StepProduct
+    horizontal: StepProduct
+    link: StepProduct
+    context: StepProduct
+    output: StepProduct
+    vertical_window: RowWindow
+    horizontal_window: RowWindow
+    # [B, w, 2·E]
     added: Tensor | None = None
 
 
@@ -52,19 +60,34 @@ class _GatedLayer(nn.Module):
         return gated(above + vertical_context, dim=1), horizontal
 
     def make_state(self, batch: int, width: int) -> _LayerState:
-        return _LayerState(self.vertical.make_state(batch, width), self.horizontal.make_state(batch, width))
+        weight, reach = self.output.weight, self.vertical.margin
+        return _LayerState(
+            vertical=self.vertical.make_product(),
+            horizontal=self.horizontal.make_product(),
+            link=StepProduct.of(self.link),
+            context=StepProduct.of(self.context),
+            output=StepProduct.of(self.output),
+            vertical_window=RowWindow.make(weight, batch, self.vertical.rows, width, reach),
+            horizontal_window=RowWindow.make(weight, batch, 1, width, reach),
+        )
 
     def start_row(self, vertical: Tensor, context: Tensor, state: _LayerState) -> Tensor:
         """The vertical stack `[B, w, E]` of a whole row, which hangs on the rows above alone."""
-        above = self.vertical.step_row(vertical, state.vertical)
-        vertical_context, horizontal_context = self.context(context).chunk(2, dim=-1)
-        state.added = self.link(above) + horizontal_context
-        return gated(above + vertical_context, dim=-1)
+        window = state.vertical_window
+        window.advance()
+        window.write_row(vertical)
+        above = state.vertical.of_rows(window, self.vertical.rows, 2 * self.vertical.margin + 1)
+        shape = above.shape[:2]
+        vertical_context, horizontal_context = state.context(context.flatten(0, 1)).chunk(2, dim=-1)
+        state.added = state.link(above.flatten(0, 1), add=horizontal_context).unflatten(0, shape)
+        return gated(above + vertical_context.unflatten(0, shape), dim=-1)
 
     def step(self, horizontal: Tensor, column: int, state: _LayerState) -> Tensor:
         assert state.added is not None
-        out = self.horizontal.step(horizontal, column, state.horizontal) + state.added[:, column]
-        return horizontal + self.output(gated(out, dim=-1))
+        window = state.horizontal_window
+        window.write(horizontal, column)
+        out = state.horizontal.of_position(window, column, self.horizontal.taps, state.added[:, column])
+        return state.output(gated(out, dim=-1), add=horizontal)
 
 
 class PixelCNNPrior(RasterPrior):

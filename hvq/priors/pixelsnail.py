@@ -13,17 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hvq.errors import ConfigurationError
-from hvq.priors.attention import (
-    AttentionState,
-    attend,
-    attend_step,
-    make_attention_state,
-    split_heads,
-)
+from hvq.priors.attention import AttentionCache, attend, attend_step, make_attention_cache, split_heads
 from hvq.priors.causal_convolution import CausalConvolution, CausalState
 from hvq.priors.condition import Condition
 from hvq.priors.embedding import CodeEmbedding
 from hvq.priors.raster import RasterPrior, RasterState, embed
+from hvq.priors.step_product import Change, StepProduct
 from hvq.priors.taps import CodeTaps, offsets_above, offsets_before
 
 
@@ -31,6 +26,8 @@ from hvq.priors.taps import CodeTaps, offsets_above, offsets_before
 class _ResidualState:
     first: CausalState
     second: CausalState
+    context: StepProduct | None
+    auxiliary: StepProduct | None
 
 
 class _GatedResidual(nn.Module):
@@ -48,28 +45,35 @@ class _GatedResidual(nn.Module):
 
     def forward(self, features: Tensor, *, context: Tensor | None = None, auxiliary: Tensor | None = None) -> Tensor:
         """Features `[B, E, h, w]`; `context` and `auxiliary` come as `[B, h, w, channels]`."""
-        hidden = self.first(functional.elu(features))
+        hidden = self.first(features)
         if self.auxiliary is not None and auxiliary is not None:
             hidden = hidden + self.auxiliary(functional.elu(auxiliary)).movedim(-1, 1)
-        hidden = self.second(self.dropout(functional.elu(hidden)))
+        hidden = self.second(self.dropout(hidden))
         if self.context is not None and context is not None:
             hidden = hidden + self.context(context).movedim(-1, 1)
         return features + functional.glu(hidden, dim=1)
 
     def make_state(self, batch: int, width: int) -> _ResidualState:
-        return _ResidualState(self.first.make_state(batch, width), self.second.make_state(batch, width))
+        return _ResidualState(
+            first=self.first.make_state(batch, width),
+            second=self.second.make_state(batch, width),
+            context=None if self.context is None else StepProduct.of(self.context),
+            auxiliary=None if self.auxiliary is None else StepProduct.of(self.auxiliary),
+        )
 
-    def start_row(self, state: _ResidualState, context: Tensor | None = None) -> None:
-        added = None if self.context is None or context is None else self.context(context)
+    def start_row(self, state: _ResidualState, context: Tensor) -> None:
+        """Before the first position of a row, of which the condition is `[B, w, E]`."""
+        added = None if state.context is None else state.context(context.flatten(0, 1)).unflatten(0, context.shape[:2])
         self.first.start_row(state.first)
         self.second.start_row(state.second, added)
 
     def step(self, features: Tensor, column: int, state: _ResidualState, auxiliary: Tensor | None = None) -> Tensor:
         """The same for one position, `[B, E]`."""
-        hidden = self.first.step(functional.elu(features), column, state.first)
-        if self.auxiliary is not None and auxiliary is not None:
-            hidden = hidden + self.auxiliary(functional.elu(auxiliary))
-        hidden = self.second.step(functional.elu(hidden), column, state.second)
+        extra = None
+        if state.auxiliary is not None and auxiliary is not None:
+            extra = state.auxiliary(auxiliary, change=Change.ELU)
+        hidden = self.first.step(features, column, state.first, extra)
+        hidden = self.second.step(hidden, column, state.second)
         return features + functional.glu(hidden, dim=1)
 
 
@@ -78,13 +82,15 @@ class _AttentionState:
     key: _ResidualState
     query: _ResidualState
     output: _ResidualState
-    cache: AttentionState
+    query_map: StepProduct
+    key_value_map: StepProduct
+    cache: AttentionCache
 
 
 class _AttentionPart(nn.Module):
     """Attends from what a block has made of its input to what earlier positions were given and made of it."""
 
-    def __init__(self, channels: int, heads: int, dropout: float) -> None:
+    def __init__(self, channels: int, heads: int, dropout: float, *, to_self: bool) -> None:
         super().__init__()
         inner = channels // 2
         key_channels, query_channels = 2 * channels + 2, channels + 2
@@ -93,13 +99,15 @@ class _AttentionPart(nn.Module):
         self.query = nn.Linear(query_channels, inner)
         self.key_value = nn.Linear(key_channels, 2 * inner)
         self.output = _GatedResidual(channels, channels, 1, dropout, auxiliary=inner)
-        self.heads, self.inner, self.dropout = heads, inner, dropout
+        self.heads, self.inner, self.dropout, self.to_self = heads, inner, dropout, to_self
 
     def forward(self, given: Tensor, made: Tensor, coordinates: Tensor) -> Tensor:
-        keys = self.key_residual(torch.cat([given, made, coordinates], dim=1))
-        queries = self.query_residual(torch.cat([made, coordinates], dim=1))
-        query, key, value = self._project(queries.flatten(2).transpose(1, 2), keys.flatten(2).transpose(1, 2))
-        attended = attend(query, key, value, dropout=self.dropout if self.training else 0.0)
+        keys = self.key_residual(torch.cat([given, made, coordinates], dim=1)).flatten(2).transpose(1, 2)
+        queries = self.query_residual(torch.cat([made, coordinates], dim=1)).flatten(2).transpose(1, 2)
+        key, value = self.key_value(keys).chunk(2, dim=-1)
+        query, key, value = (split_heads(tokens, self.heads) for tokens in (self.query(queries), key, value))
+        dropout = self.dropout if self.training else 0.0
+        attended = attend(query, key, value, dropout=dropout, to_self=self.to_self)
         return self.output(made, auxiliary=attended.unflatten(1, made.shape[2:]))
 
     def make_state(self, batch: int, grid: Sequence[int]) -> _AttentionState:
@@ -108,39 +116,35 @@ class _AttentionPart(nn.Module):
             key=self.key_residual.make_state(batch, grid[1]),
             query=self.query_residual.make_state(batch, grid[1]),
             output=self.output.make_state(batch, grid[1]),
-            cache=make_attention_state(self.query.weight, batch, self.heads, length, head_width),
+            query_map=StepProduct.of(self.query),
+            key_value_map=StepProduct.of(self.key_value),
+            cache=make_attention_cache(self.query.weight, batch, self.heads, length, head_width),
         )
 
     def step(self, given: Tensor, made: Tensor, coordinates: Tensor, position: int, state: _AttentionState) -> Tensor:
         keys = self.key_residual.step(torch.cat([given, made, coordinates], dim=1), 0, state.key)
         queries = self.query_residual.step(torch.cat([made, coordinates], dim=1), 0, state.query)
-        query, key, value = self._project(queries, keys)
-        attended = attend_step(query, key, value, position, state.cache)
+        key, value = state.key_value_map(keys).chunk(2, dim=-1)
+        attended = attend_step(
+            state.query_map(queries), key, value, position, state.cache, heads=self.heads, to_self=self.to_self
+        )
         return self.output.step(made, 0, state.output, auxiliary=attended)
-
-    def _project(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        key, value = self.key_value(keys).chunk(2, dim=-1)
-        query, key, value = (split_heads(tokens, self.heads) for tokens in (self.query(queries), key, value))
-        return query, key, value
 
 
 @dataclass
 class _BlockState:
     residuals: list[_ResidualState]
-    attention: _AttentionState | None = None
+    attention: _AttentionState | None
+    output: StepProduct | None
 
 
 class _Block(nn.Module):
     """Residual convolutions, then attention, or a linear map that is told the place on the grid."""
 
-    def __init__(
-        self, channels: int, inner: int, kernel: int, residual_blocks: int, heads: int, dropout: float, attention: bool
-    ) -> None:
+    def __init__(self, residuals: Sequence[_GatedResidual], attention: _AttentionPart | None, channels: int) -> None:
         super().__init__()
-        self.residuals = nn.ModuleList(
-            _GatedResidual(channels, inner, kernel, dropout, context=channels) for _ in range(residual_blocks)
-        )
-        self.attention = _AttentionPart(channels, heads, dropout) if attention else None
+        self.residuals = nn.ModuleList(residuals)
+        self.attention = attention
         self.output = None if attention else nn.Linear(channels + 2, channels)
 
     def forward(self, given: Tensor, coordinates: Tensor, context: Tensor) -> Tensor:
@@ -153,9 +157,11 @@ class _Block(nn.Module):
         return self.output(torch.cat([made, coordinates], dim=1).movedim(1, -1)).movedim(-1, 1)
 
     def make_state(self, batch: int, grid: Sequence[int]) -> _BlockState:
-        residuals = [residual.make_state(batch, grid[1]) for residual in self.residuals]  # type: ignore[operator]
-        attention = None if self.attention is None else self.attention.make_state(batch, grid)
-        return _BlockState(residuals, attention)
+        return _BlockState(
+            residuals=[residual.make_state(batch, grid[1]) for residual in self.residuals],  # type: ignore[operator]
+            attention=None if self.attention is None else self.attention.make_state(batch, grid),
+            output=None if self.output is None else StepProduct.of(self.output),
+        )
 
     def start_row(self, state: _BlockState, context: Tensor) -> None:
         for residual, of_residual in zip(self.residuals, state.residuals, strict=True):
@@ -167,8 +173,8 @@ class _Block(nn.Module):
             made = residual.step(made, column, of_residual)  # type: ignore[operator]
         if self.attention is not None and state.attention is not None:
             return self.attention.step(given, made, coordinates, position, state.attention)
-        assert self.output is not None
-        return self.output(torch.cat([made, coordinates], dim=1))
+        assert state.output is not None
+        return state.output(torch.cat([made, coordinates], dim=1))
 
 
 @dataclass
@@ -201,6 +207,8 @@ class PixelSNAILPrior(RasterPrior):
         kernel: columns that a convolution sees, an odd number; it sees as many rows.
         attention: whether blocks attend to all earlier positions.
         heads: of attention; `width` is a multiple of twice as many.
+        attend_to_self: whether a position is among those that it attends to (what it knows of itself, which is what
+            was before it); public implementations leave it out.
         dropout: in training, in residual blocks and attention.
         shared_embedding: one embedding of codes for all taps of the first layer, in place of a table for each.
         context_blocks: residual blocks of convolutions that read each coarser level.
@@ -229,6 +237,7 @@ class PixelSNAILPrior(RasterPrior):
         kernel: int = 5,
         attention: bool = True,
         heads: int = 8,
+        attend_to_self: bool = True,
         dropout: float = 0.1,
         shared_embedding: bool = False,
         context_blocks: int = 2,
@@ -261,7 +270,12 @@ class PixelSNAILPrior(RasterPrior):
             codebook_size=codebook_size, channels=width, codes_per_position=codes_per_position
         )
         self.blocks = nn.ModuleList(
-            _Block(width, residual_width, kernel, residual_blocks, heads, dropout, attention) for _ in range(blocks)
+            _Block(
+                [_GatedResidual(width, residual_width, kernel, dropout, context=width) for _ in range(residual_blocks)],
+                _AttentionPart(width, heads, dropout, to_self=attend_to_self) if attention else None,
+                width,
+            )
+            for _ in range(blocks)
         )
         self.outputs = nn.ModuleList(_GatedResidual(width, residual_width, 1, dropout) for _ in range(output_blocks))
 

@@ -17,6 +17,8 @@ NUM_CLASSES = 3
 # By name: the class, its arguments, and how large weights must be for every part to count without washing others out.
 KINDS: dict[str, tuple[type[Prior], dict[str, Any], float]] = {
     "transformer": (TransformerPrior, {"width": 12, "layers": 2, "heads": 3}, 0.4),
+    "transformer-grouped": (TransformerPrior, {"width": 16, "layers": 1, "heads": 4, "key_value_heads": 2}, 0.4),
+    "transformer-window": (TransformerPrior, {"width": 12, "layers": 2, "heads": 2, "window": 5}, 0.4),
     "pixelsnail": (PixelSNAILPrior, {"width": 8, "heads": 2, "residual_width": 5, "residual_blocks": 2}, 0.3),
     "pixelsnail-plain": (
         PixelSNAILPrior,
@@ -27,6 +29,11 @@ KINDS: dict[str, tuple[type[Prior], dict[str, Any], float]] = {
         PixelSNAILPrior,
         {"width": 8, "heads": 2, "blocks": 1, "residual_blocks": 1, "shared_embedding": True},
         0.3,
+    ),
+    "pixelsnail-strict": (
+        PixelSNAILPrior,
+        {"width": 8, "heads": 2, "blocks": 2, "residual_blocks": 1, "attend_to_self": False},
+        0.2,
     ),
     "pixelcnn": (PixelCNNPrior, {"width": 7, "layers": 3}, 0.3),
     "pixelcnn-shared": (PixelCNNPrior, {"width": 6, "layers": 2, "kernel": 3, "shared_embedding": True}, 0.3),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,11 +15,12 @@ from hvq.errors import ConfigurationError, DataError, HVQError
 from hvq.priors import Condition, Prior
 from hvq.priors.embedding import CodeEmbedding
 from hvq.priors.taps import CodeTaps
+from tests.priors.backends import native, step_backend
 from tests.priors.small import GRIDS, KINDS, LEVELS, SIZES, codes_of, condition_of, small_prior
 
 every_level = pytest.mark.parametrize("level", LEVELS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
-convolutional = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transformer"])
+convolutional = pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("transformer")])
 
 
 def stepped(prior: Prior, codes: Tensor, condition: Condition) -> Tensor:
@@ -121,19 +122,24 @@ def test_every_coarser_code_and_the_class_are_seen_from_the_first_position_on(ki
 
 @every_level
 @every_kind
-@pytest.mark.parametrize("precision", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("precision", "backend"),
+    [(torch.float64, "torch"), (torch.float32, "torch"), pytest.param(torch.float32, "this CPU", marks=native)],
+)
 @torch.no_grad()
-def test_cached_steps_give_the_logits_of_forward(level: str, kind: str, precision: torch.dtype) -> None:
+def test_cached_steps_give_the_logits_of_forward(level: str, kind: str, precision: torch.dtype, backend: str) -> None:
     prior = small_prior(level, kind).to(precision)
     codes, condition = codes_of(level, 3), condition_of(level, 3)
     expected = prior(codes, condition).flatten(1, -2)
-    found = stepped(prior, codes, condition)
+    with step_backend(backend):
+        found = stepped(prior, codes, condition)
     tolerance = 1e-10 if precision == torch.float64 else 1e-5 * float(expected.abs().max())
     assert float((found - expected).abs().max()) <= tolerance
     assert float(expected.std(dim=2).min()) > 0.05, "logits are far from uniform"
 
 
 @every_kind
+@settings(max_examples=15)
 @given(height=st.integers(1, 7), width=st.integers(1, 7), batch=st.integers(1, 3), seed=st.integers(0, 99))
 @torch.no_grad()
 def test_cache_and_forward_agree_on_any_grid(kind: str, height: int, width: int, batch: int, seed: int) -> None:
@@ -287,7 +293,9 @@ def test_codes_out_of_range_are_refused(kind: str, bad: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "arguments", "fault"),
     [
-        ("transformer", {"width": 10, "heads": 3}, "multiple of heads; received 10 and 3"),
+        ("transformer", {"width": 10, "heads": 3}, "multiple of twice heads; received 10 and 3"),
+        ("transformer", {"heads": 3, "key_value_heads": 2}, "multiple of key_value_heads; received 3 and 2"),
+        ("transformer", {"window": 0}, "window must be at least 1, or None; received 0"),
         ("transformer", {"spatial_dims": 4}, "spatial_dims"),
         ("pixelsnail", {"width": 10, "heads": 3}, "multiple of twice heads; received 10 and 3"),
         ("pixelsnail", {"kernel": 4}, "odd number of at least 3; received 4"),

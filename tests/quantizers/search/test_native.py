@@ -13,23 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hvq.compilation import compile_library
 from hvq.quantizers.search import available_backends, native, nearest_code
+from tests.instructions import BUILDS, require_instructions
 
 pytestmark = pytest.mark.skipif(not native.is_available(), reason="needs a C compiler and a CPU with AVX2")
 
-BUILDS = {
-    "this CPU": (),
-    "AVX2": ("-march=x86-64-v3",),
-    "AVX2 alone": ("-march=x86-64-v3", "-fno-openmp"),
-    "AVX-512 without VNNI": ("-march=x86-64-v4",),
-}
-
 
 def build(name: str) -> ctypes.CDLL:
-    flags = Path("/proc/cpuinfo").read_text()
-    if "512" in name and "avx512bw" not in flags:
-        pytest.skip("needs a CPU with AVX-512")
-    return native.compile_library(*BUILDS[name])
+    require_instructions(name)
+    return compile_library(native.SOURCE, *BUILDS[name])
 
 
 def nearest_in_float64(latents: Tensor, codebook: Tensor) -> Tensor:
