@@ -179,6 +179,9 @@ class PriorTrainingConfig(OptimizationConfig):
         0.99,
         description="decay of the moving average of the weights that is kept as the result; 0 keeps the last weights",
     )
+    patience: NonNegativeInt = Field(
+        0, description="looks at held-out codes without improvement after which training stops early; 0 for never"
+    )
 
 
 class CodeSamplingConfig(FrozenModel):

@@ -1,6 +1,9 @@
-"""Stage 2: train the prior of one level on a run's codes, and leave it in the run folder as `priors/<level>/`."""
+"""Stage 2: train the priors of a run on its codes, and leave each in the run folder as `priors/<level>/`.
 
-from command_line import read_command, recipe_parser, run
+One level's prior with `--level`, or those of all levels, one after the other, coarse to fine.
+"""
+
+from command_line import read_command, recipe_parser, run, say
 
 from hvq.storage import RunFolder
 from hvq.training import fit_prior
@@ -10,14 +13,21 @@ from hvq.training.processes import make_accelerator
 def main() -> None:
     """Read the command line, train, save."""
     parser = recipe_parser(__doc__)
-    parser.add_argument("--level", required=True, metavar="NAME", help="name of the level, such as top")
+    parser.add_argument(
+        "--level", metavar="NAME", help="name of the level, such as top; by default all, coarse to fine"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the training checkpoint, if there is one")
     command = read_command(parser)
-    level = command.options.level
-    folder = RunFolder(command.run_dir)
-    accelerator = make_accelerator(command.config, folder)
-    with folder.timed(f"prior.{level}", write=accelerator.is_main_process):
-        fit_prior(command.config, folder, level, accelerator=accelerator, resume=command.options.resume)
+    config, folder = command.config, RunFolder(command.run_dir)
+    levels = [command.options.level] if command.options.level else list(config.autoencoder.levels)
+    accelerator = make_accelerator(config, folder)
+    if len(levels) > 1:
+        say(f"training the priors of levels {', '.join(levels)}, in this order")
+    for level in levels:
+        with folder.timed(f"prior.{level}", write=accelerator.is_main_process):
+            fit_prior(config, folder, level, accelerator=accelerator, resume=command.options.resume)
+        # What the accelerator holds of one prior is not to take memory from the next.
+        accelerator.free_memory()
 
 
 if __name__ == "__main__":

@@ -302,6 +302,7 @@ def test_parts_of_a_run_are_validated_alike() -> None:
 def test_all_presets_are_here() -> None:
     assert {path.stem for path in PRESETS} == {
         "digits",
+        "digits-3level",
         "photos",
         "cifar10-vqvae",
         "cifar10-vqvae2",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor
 
 from hvq.chunks import map_chunks
 from hvq.config import RunConfig
-from hvq.data import Batch, CodeFolder, ImageSource, Sources, build_sources, ordered_batches
+from hvq.data import Batch, CodeBatch, CodeFolder, ImageSource, Sources, build_sources, ordered_batches
 from hvq.data.pixels import bytes_to_model, bytes_to_unit, model_to_unit, unit_to_bytes
+from hvq.data.sources import Indices
 from hvq.distributed import Reduction, current_reduction
 from hvq.evaluation.classification import SMALLEST_SIDE, classification_accuracy
 from hvq.evaluation.code_usage import CodeUsage
@@ -26,6 +29,12 @@ Numbers = dict[str, Any]
 
 # Real images that the classifier learns from and copies are looked for in; the first ones, where there are more.
 _MOST_REAL_IMAGES = 10_000
+
+_ABOUT_PRIORS = (
+    "nats per code. held_out_nats: of held-out codes; train_nats: of as many training images, without augmentation and "
+    "drop-out, far fewer where a prior over-fits; unigram_entropy: what a model reaches that knows the frequencies of "
+    "the held-out codes alone; log_codebook_size: log K, one that takes all codes for equally likely"
+)
 
 
 def evaluate(config: RunConfig, run: RunFolder, *, accelerator: Accelerator, sources: Sources | None = None) -> Numbers:
@@ -50,6 +59,7 @@ def evaluate(config: RunConfig, run: RunFolder, *, accelerator: Accelerator, sou
     numbers = measure_reconstruction(config, hierarchy, sources.validation, reduction)
     if hierarchy.priors:
         numbers |= measure_priors(config, run, hierarchy, reduction)
+        numbers["about"]["priors"] = _ABOUT_PRIORS
     if set(hierarchy.priors) == set(hierarchy.autoencoder.level_names):
         error = numbers["reconstruction"]["mse"]
         score, about = measure_samples(config, run, hierarchy, sources, error, reduction)
@@ -127,21 +137,45 @@ def measure_reconstruction(
 
 
 def measure_priors(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, reduction: Reduction) -> Numbers:
-    """Nats per code of each prior's very weights on held-out codes, beside the unigram entropy."""
-    codes = CodeFolder(run.codes, "validation")
-    codes.require_encoder(encoder_hash(hierarchy.autoencoder))
+    """Nats per code of each prior's very weights, on held-out codes and on as many of training images.
+
+    Beside them stands what is reached without a prior: the entropy of the held-out codes' frequencies, and log K.
+    """
+    held_out, training = CodeFolder(run.codes, "validation"), CodeFolder(run.codes, "train")
+    for codes in (held_out, training):
+        codes.require_encoder(encoder_hash(hierarchy.autoencoder))
+    # The first rows are the images as they are; augmented ones come later.
+    seen = _FirstRows(training, min(training.num_images, len(held_out)))
     priors: Numbers = {}
     for name, prior in hierarchy.priors.items():
-        nats = nats_per_code(
-            prior,
-            ordered_batches(codes, chunk_size=config.chunk_size, rank=reduction.rank, processes=reduction.size),
-            name,
-            level_names=codes.level_names,
-            chunk_size=config.chunk_size,
-            reduction=reduction,
-        )
-        priors[name] = {"held_out_nats": nats, "unigram_entropy": codes.entropy(name)}
+        nats = {
+            what: nats_per_code(
+                prior,
+                ordered_batches(source, chunk_size=config.chunk_size, rank=reduction.rank, processes=reduction.size),
+                name,
+                level_names=held_out.level_names,
+                chunk_size=config.chunk_size,
+                reduction=reduction,
+            )
+            for what, source in (("held_out_nats", held_out), ("train_nats", seen))
+        }
+        references = {"unigram_entropy": held_out.entropy(name), "log_codebook_size": math.log(prior.codebook_size)}
+        priors[name] = nats | references
     return {"priors": priors}
+
+
+@dataclass(frozen=True)
+class _FirstRows:
+    """The beginning of a folder of codes."""
+
+    codes: CodeFolder
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def fetch(self, indices: Indices, epochs: Indices | None = None) -> CodeBatch:
+        return self.codes.fetch(indices, epochs)
 
 
 def measure_samples(

@@ -24,7 +24,7 @@ RECONSTRUCTIONS, SAMPLES, USAGE, CURVES = "reconstructions", "samples", "usage",
 USAGE_NOTE = "Codes are sorted by how often they occur; the dashed line is equal use of all of them."
 PRIOR_NOTE = (
     "A prior below the unigram entropy has learned structure: no model that ignores position, neighbours and class "
-    "can code the held-out codes in fewer nats than that."
+    "can code the held-out codes in fewer nats than that. One far below on training images alone has over-fitted."
 )
 SCORE_NOTE = (
     "Accuracy on real, held-out images of the same small classifier, trained for the same number of steps on images "
@@ -210,8 +210,9 @@ LEVEL_COLUMNS: dict[str, tuple[str, Format]] = {
 }
 PRIOR_COLUMNS: dict[str, tuple[str, Format]] = {
     "held_out_nats": ("held out, nats per code", _three_digits),
+    "train_nats": ("training images", _three_digits),
     "unigram_entropy": ("unigram entropy", _three_digits),
-    "train_nats": ("training", _three_digits),
+    "log_codebook_size": ("log K", _three_digits),
 }
 SCORE_ROWS = {"real": "real images", "reconstructed": "reconstructions", "generated": "samples"}
 

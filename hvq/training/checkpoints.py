@@ -19,8 +19,9 @@ from hvq.storage.models import load_state
 from hvq.training.optimization import Optimization
 
 FORMAT_VERSION = 1
-# Fields that may differ from the run that is resumed: they change what is logged, not what is computed.
-_FREE_FIELDS = {"log_every", "checkpoint_every", "workers", "sampling"}
+# Fields that may differ from the run that is resumed: they change what is logged, or when training ends, but not what
+# is computed on the way.
+_FREE_FIELDS = {"log_every", "checkpoint_every", "workers", "sampling", "patience"}
 
 
 class TrainingCheckpoint:

@@ -15,6 +15,14 @@ BatchType = TypeVar("BatchType")
 Numbers = dict[str, float]
 
 
+def _nothing(_: StepReport) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
 def train(
     optimization: Optimization,
     stream: Iterable[Sequence[BatchType]],
@@ -24,8 +32,10 @@ def train(
     checkpoint: TrainingCheckpoint,
     window: Callable[[], Numbers],
     look: Callable[[], Numbers],
+    observe: Callable[[StepReport], None] = _nothing,
+    stop: Callable[[], bool] = _never,
 ) -> None:
-    """Train from the optimization's step on to the last.
+    """Train from the optimization's step on to the last, or until it is told to stop.
 
     Args:
         optimization: the model in training.
@@ -35,14 +45,19 @@ def train(
         checkpoint: written every `checkpoint_every` steps.
         window: further numbers over the steps since it was last called; called with each line of the log.
         look: numbers of held-out data, called every `evaluate_every` steps while the model has its averaged weights.
+        observe: given the report of every step.
+        stop: asked before every step; the answer is the same on all processes.
     """
     config = optimization.config
     health = Health()
     optimization.model.train()
     log.start_clock()
     for step, micro_batches in zip(range(optimization.step_number + 1, config.steps + 1), stream, strict=False):
+        if stop():
+            break
         report = optimization.step(micro_batches, losses)
         health.add(report)
+        observe(report)
         log.advance()
         is_last = step == config.steps
         if step % config.log_every == 0 or is_last:

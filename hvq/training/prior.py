@@ -6,21 +6,21 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 from torch.nn import functional
 
 from hvq.config import PriorStageConfig, RunConfig
-from hvq.data import CodeBatch, CodeFolder, TrainingStream, ordered_batches
-from hvq.distributed import Reduction
+from hvq.data import CodeBatch, CodeFolder, TrainingStream
 from hvq.errors import ConfigurationError, DataError
+from hvq.histograms import entropy
 from hvq.priors import Prior, build_prior
-from hvq.priors.likelihood import hidden_labels, nats_per_code, prior_inputs
+from hvq.priors.likelihood import hidden_labels, prior_inputs
 from hvq.storage import RunFolder, encoder_hash, load_autoencoder, load_prior, save_prior
 from hvq.storage.models import PriorDescription
 from hvq.training.checkpoints import TrainingCheckpoint
+from hvq.training.held_out import HeldOutRecord
 from hvq.training.log import TrainingLog
+from hvq.training.looks import CodeLooks
 from hvq.training.loop import train
 from hvq.training.optimization import Losses, Optimization
 from hvq.training.processes import describe, make_accelerator
@@ -41,7 +41,8 @@ def fit_prior(
     """Train the prior of one level on the run's codes, and leave it in the run folder.
 
     The weights that are kept are those whose look at held-out codes was best, among the looks every `evaluate_every`
-    steps; they are moving averages where `average_decay` says so.
+    steps; they are moving averages where `average_decay` says so. Training ends early after `patience` looks without
+    improvement.
 
     Args:
         config: of the whole run.
@@ -56,7 +57,7 @@ def fit_prior(
     Raises:
         ConfigurationError: where there is no such level.
         CheckpointError: where codes are missing, damaged, or of another autoencoder.
-        DataError: where the level's codes are all but constant.
+        DataError: where codes of the level are all but constant, or the loss is never finite.
     """
     accelerator = accelerator or make_accelerator(config, run)
     codes, held_out = open_codes(run, level)
@@ -64,9 +65,9 @@ def fit_prior(
     with seeded(config.seed, name):
         prior = _build(stage, codes, level)
     optimization = Optimization(prior, stage.training, accelerator, seed=config.seed)
-    best = BestWeights()
+    record = HeldOutRecord(stage.training.patience)
     settings = _settings(config, stage, codes)
-    checkpoint = TrainingCheckpoint(run.checkpoint(name), optimization, settings, extra=best.tensors)
+    checkpoint = TrainingCheckpoint(run.checkpoint(name), optimization, settings, extra=record.tensors)
     if resume and not checkpoint.load_if_present() and run.prior(level).exists():
         accelerator.print(f"{run.prior(level)} is already trained; train without --resume to start anew")
         return load_prior(run.prior(level))[0].to(accelerator.device)
@@ -79,13 +80,7 @@ def fit_prior(
         stage=name, file=run.metrics_lines, accelerator=accelerator, steps=stage.training.steps, start_step=start
     )
     log.say(f"training the prior of level {level} on {len(codes)} grids of codes: {describe(accelerator)}")
-    unigram = held_out.entropy(level)
-
-    def look() -> dict[str, float]:
-        nats = held_out_nats(prior, held_out, level, config.chunk_size, optimization.reduction)
-        best.offer(prior, nats)
-        return {"held_out_nats": nats, "unigram_entropy": unigram}
-
+    looks = CodeLooks(held_out, level, config.chunk_size, optimization, record, log)
     train(
         optimization,
         stream,
@@ -93,11 +88,14 @@ def fit_prior(
         log=log,
         checkpoint=checkpoint,
         window=dict,
-        look=look,
+        look=looks.take,
+        observe=looks.observe,
+        stop=lambda: record.stops,
     )
-    best.restore(prior)
+    record.restore(prior)
+    looks.summarize()
     if accelerator.is_main_process:
-        save_prior(run.prior(level), prior, _describe(stage, codes, level, best.score))
+        save_prior(run.prior(level), prior, _describe(stage, codes, level, record.score))
         checkpoint.remove()
     accelerator.wait_for_everyone()
     return prior.eval()
@@ -121,35 +119,6 @@ def _stream(
         seed=config.seed,
         start_step=optimization.step_number,
     )
-
-
-class BestWeights:
-    """The weights that did best on held-out data so far; `tensors` is all of it, for a checkpoint to keep."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    @property
-    def score(self) -> float:
-        """The best score, the lower the better; infinite while there is none."""
-        return float(self.tensors["score"]) if self.tensors else math.inf
-
-    def offer(self, model: nn.Module, score: float) -> None:
-        """Take over the weights where the score is better than any before."""
-        if score < self.score:
-            self.tensors.update({f"weights/{key}": tensor.clone() for key, tensor in model.state_dict().items()})
-            self.tensors["score"] = torch.tensor(score, dtype=torch.float64)
-
-    def restore(self, model: nn.Module) -> None:
-        """Put the best weights into the model.
-
-        Raises:
-            DataError: where no score was ever finite.
-        """
-        if not self.tensors:
-            raise DataError("the loss on held-out data was never finite; lower learning_rate, or look at the data")
-        weights = {key.removeprefix("weights/"): value for key, value in self.tensors.items() if key != "score"}
-        model.load_state_dict(weights)
 
 
 def _losses(
@@ -178,7 +147,7 @@ def open_codes(run: RunFolder, level: str) -> tuple[CodeFolder, CodeFolder]:
     Raises:
         ConfigurationError: where there is no such level.
         CheckpointError: where codes are missing, damaged, or of another autoencoder.
-        DataError: where the level's codes are all but constant.
+        DataError: where codes of the level are all but constant.
     """
     model, _ = load_autoencoder(run.autoencoder)
     if level not in model.level_names:
@@ -187,24 +156,25 @@ def open_codes(run: RunFolder, level: str) -> tuple[CodeFolder, CodeFolder]:
     train_codes, held_out = CodeFolder(run.codes, "train"), CodeFolder(run.codes, "validation")
     for folder in (train_codes, held_out):
         folder.require_encoder(expected)
-    if train_codes.entropy(level) < _LEAST_ENTROPY:
-        raise DataError(
-            f"codes of level {level} are all but constant (entropy {train_codes.entropy(level):.4f} nats): its "
-            "codebook has collapsed; train the autoencoder longer or with another configuration before its prior"
-        )
+    _refuse_collapse(train_codes, level)
     return train_codes, held_out
 
 
-def held_out_nats(prior: Prior, codes: CodeFolder, level: str, chunk_size: int, reduction: Reduction) -> float:
-    """Mean nats per code over a split, which the processes share."""
-    return nats_per_code(
-        prior,
-        ordered_batches(codes, chunk_size=chunk_size, rank=reduction.rank, processes=reduction.size),
-        level,
-        level_names=codes.level_names,
-        chunk_size=chunk_size,
-        reduction=reduction,
-    )
+def _refuse_collapse(codes: CodeFolder, level: str) -> None:
+    """Refuse codes that a prior has nothing to learn from; of several per position, each has to tell something."""
+    histograms = codes.counts(level)
+    for i, counts in enumerate(histograms):
+        nats = float(entropy(counts))
+        if nats < _LEAST_ENTROPY:
+            several = len(histograms) > 1
+            which = f"code {i + 1} of the {len(histograms)} per position of level {level} is" if several else ""
+            raise DataError(
+                f"{which or f'codes of level {level} are'} all but constant: their entropy must be at least "
+                f"{_LEAST_ENTROPY} nats and is {nats:.4f} (log K is {math.log(len(counts)):.4f}), and "
+                f"{int((counts > 0).sum())} of {len(counts)} codes occur. The codebook has collapsed: train the "
+                "autoencoder anew, for more steps, with autoencoder.level_dropout (so that no finer level does this "
+                f"one's work), or with fewer {'codes per position' if several else 'levels'}, and extract the codes"
+            )
 
 
 def _build(stage: PriorStageConfig, codes: CodeFolder, level: str) -> Prior:

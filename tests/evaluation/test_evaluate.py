@@ -10,14 +10,17 @@ from collections import Counter
 from contextlib import redirect_stdout
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hvq import HierarchicalVQ
 from hvq.data import CodeFolder
 from hvq.errors import CheckpointError, DataError
 from hvq.evaluation.evaluate import evaluate
+from hvq.priors import Condition
 from hvq.storage import load_prior
 from hvq.training.processes import make_accelerator
 from tests.runs import HELD_OUT_IMAGES, TrainedRun, changed, files_below
@@ -68,10 +71,18 @@ def test_levels(numbers: dict[str, Any], system: HierarchicalVQ, images: Tensor,
 
 @pytest.mark.parametrize("level", ["top", "bottom"])
 def test_priors(numbers: dict[str, Any], trained_run: TrainedRun, level: str) -> None:
-    _, description = load_prior(trained_run.run.prior(level))
+    prior, description = load_prior(trained_run.run.prior(level))
     found = numbers["priors"][level]
     assert found["held_out_nats"] == description.held_out_nats
     assert found["unigram_entropy"] == CodeFolder(trained_run.run.codes, "validation").entropy(level)
+    assert found["log_codebook_size"] == math.log({"top": 11, "bottom": 13}[level])
+    # As many training images as are held out, as they are.
+    rows = CodeFolder(trained_run.run.codes, "train").fetch(np.arange(HELD_OUT_IMAGES))
+    condition = Condition(codes={"top": rows.codes["top"]} if level == "bottom" else {}, labels=rows.labels)
+    with torch.no_grad():
+        logits = prior(rows.codes[level], condition).double()
+    expected = functional.cross_entropy(logits.flatten(0, -2), rows.codes[level].flatten())
+    assert found["train_nats"] == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_samples_and_what_the_numbers_mean(numbers: dict[str, Any]) -> None:
@@ -81,6 +92,7 @@ def test_samples_and_what_the_numbers_mean(numbers: dict[str, Any]) -> None:
     held_out_correct = score["real"] * HELD_OUT_IMAGES * 2
     assert held_out_correct == pytest.approx(round(held_out_correct))
     about = numbers["about"]
+    assert all(name in about["priors"] for name in numbers["priors"]["top"])
     assert f"{HELD_OUT_IMAGES} held-out images, 16x16, 1 channel(s), pixels in [0, 1]" in about["split"]
     assert "21 generated images" in about["classification_accuracy_score"]
 

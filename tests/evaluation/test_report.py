@@ -19,7 +19,9 @@ FULL: dict[str, Any] = {
         "bottom": {"usage": 0.992, "perplexity": 372.44, "absent_mse": 0.0112, "absent_stand_in": "learned vector"},
         "top": {"usage": 1.0, "perplexity": 98.2, "absent_mse": 0.0481},
     },
-    "priors": {"top": {"held_out_nats": 2.831, "unigram_entropy": 4.402}},
+    "priors": {
+        "top": {"held_out_nats": 2.831, "train_nats": 2.65, "unigram_entropy": 4.402, "log_codebook_size": 4.8520303}
+    },
     "classification_accuracy_score": {"generated": 0.9417, "reconstructed": 0.9806, "real": 0.9889, "copies": 0.004},
     "seconds": {"total": 281.0, "autoencoder": 141.0, "prior.top": 7.25},
     "about": {"split": "360 held-out images <1x32x32>", "reconstruction": {"psnr": "in dB"}},
@@ -91,8 +93,8 @@ def test_a_full_run_has_all_sections_and_numbers(tmp_path: Path) -> None:
         ["level", "codes used", "perplexity", "error without it (MSE)"],
         ["top", "100.0 %", "98.2", "0.0481"],
         ["bottom", "99.2 %", "372.4", "0.0112"],
-        ["level", "held out, nats per code", "unigram entropy"],
-        ["top", "2.831", "4.402"],
+        ["level", "held out, nats per code", "training images", "unigram entropy", "log K"],
+        ["top", "2.831", "2.650", "4.402", "4.852"],
         ["samples", "94.2 %", ""],
         ["prior, top", "7.2 s", ""],
     ):

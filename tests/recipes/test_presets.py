@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -12,12 +13,14 @@ from torch import nn
 from hvq.autoencoders import Autoencoder, build_autoencoder
 from hvq.config import OptimizationConfig, RunConfig
 from hvq.config_loading import load_run_config
+from hvq.config_priors import PixelSNAILPriorConfig
 from hvq.priors import Prior, build_prior
 from tests.runs import RECIPES
 
 PRESETS = {path.relative_to(RECIPES / "configs").as_posix(): path for path in (RECIPES / "configs").rglob("*.y*ml")}
 NAMED = (
     "digits",
+    "digits-3level",
     "photos",
     "cifar10-vqvae",
     "cifar10-vqvae2",
@@ -32,14 +35,17 @@ def _autoencoder(config: RunConfig) -> Autoencoder:
         return build_autoencoder(config.autoencoder)
 
 
-def _priors(config: RunConfig) -> Iterator[tuple[str, Prior]]:
+def _priors(config: RunConfig, num_classes: int = 10) -> Iterator[tuple[str, Prior]]:
     coarser: dict[str, int] = {}
     for name, level in config.autoencoder.levels.items():
         with torch.device("meta"):
             yield (
                 name,
                 build_prior(
-                    config.prior(name).model, codebook_size=level.codebook_size, coarser=dict(coarser), num_classes=10
+                    config.prior(name).model,
+                    codebook_size=level.codebook_size,
+                    coarser=dict(coarser),
+                    num_classes=num_classes,
                 ),
             )
         coarser[name] = level.codebook_size
@@ -94,3 +100,31 @@ def test_the_sizes_that_are_asked_for() -> None:
     assert _autoencoder(imagenet).grids(imagenet.data.size) == {"top": (32, 32), "bottom": (64, 64)}
     assert list(load_run_config(PRESETS["ffhq1024-3level.yaml"]).autoencoder.levels) == ["top", "middle", "bottom"]
     assert len(load_run_config(PRESETS["cifar10-vqvae.yaml"]).autoencoder.levels) == 1
+
+
+# Of the priors in the appendix of arXiv 1906.00446: residual units, layers, attention layers, batch, grid.
+PAPER = {
+    "imagenet256-vqvae2": {"top": (2048, 20, 4, 1024, (32, 32)), "bottom": (1024, 20, 0, 512, (64, 64))},
+    "ffhq256-vqvae2": {"top": (2048, 20, 4, 1024, (32, 32)), "bottom": (1024, 20, 1, 512, (64, 64))},
+    "ffhq1024-3level": {
+        "top": (2048, 20, 4, 1024, (32, 32)),
+        "middle": (1024, 20, 1, 512, (64, 64)),
+        "bottom": (1024, 10, 0, 256, (128, 128)),
+    },
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_priors_have_the_sizes_that_their_comments_say(name: str) -> None:
+    path = PRESETS[f"{name}.yaml"]
+    config = load_run_config(path)
+    grids = _autoencoder(config).grids(config.data.size)
+    for level, sizes in PAPER[name].items():
+        model, training = config.prior(level).model, config.prior(level).training
+        assert isinstance(model, PixelSNAILPriorConfig)
+        assert (model.width, model.kernel, model.heads) == (512, 5, 8)
+        layers, attended = model.blocks * model.residual_blocks, model.blocks * model.attention
+        assert (model.residual_width, layers, attended, training.batch_size, grids[level]) == sizes
+    comment = re.findall(r"^#   (\w+): ([\d,]+) million parameters$", path.read_text(), flags=re.MULTILINE)
+    millions = {level: round(_parameters(prior) / 1e6) for level, prior in _priors(config, num_classes=0)}
+    assert {level: int(number.replace(",", "")) for level, number in comment} == millions

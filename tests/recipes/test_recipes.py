@@ -106,6 +106,23 @@ def test_quickstart_runs_every_stage(trained_run: TrainedRun, tmp_path: Path) ->
     assert metrics["seconds"]["total"] > metrics["seconds"]["autoencoder"] > 0
 
 
+def test_without_a_level_the_priors_of_all_are_trained_coarse_to_fine(copied_run: TrainedRun) -> None:
+    run, words = copied_run.run, [f"priors.{level}.training.steps=2" for level in LEVELS]
+    shutil.rmtree(run.path / "priors")
+    first = run_recipe("train_prior", "--run-dir", run.path, *words)
+    assert (first.code, first.err) == (0, "")
+    told = ["priors of levels top, bottom, in this order", "prior of level top on", "prior of level bottom on"]
+    assert re.findall("training the (.*?(?:order| on))", first.out) == told
+    assert {f"prior.{level}" for level in LEVELS} <= run.metrics()["seconds"].keys()
+    made = {level: tensors_below(run.prior(level)) for level in LEVELS}
+    again = run_recipe("train_prior", "--run-dir", run.path, "--resume")
+    assert (again.code, again.out.count("is already trained")) == (0, 2)
+    for level in LEVELS:
+        alone = run_recipe("train_prior", "--run-dir", run.path, "--level", level, *words)
+        assert alone.code == 0
+        assert differing(made[level], tensors_below(run.prior(level))) == []
+
+
 def test_a_run_is_resumed_by_its_command_line(copied_run: TrainedRun, tmp_path: Path) -> None:
     config = write_config(tmp_path / "config.json", _few_steps(copied_run).config)
     words = ("--config", config, "--run-dir", copied_run.run.path, "--resume")
@@ -243,6 +260,7 @@ LATER_STAGES: dict[str, tuple[Damage, list[str], str]] = {
         r"takes images of 1 channel\(s\); data.channels gives 3",
     ),
     "missing codes": (lambda run: shutil.rmtree(run.codes), ["train_prior", "--level", "top"], "no complete codes in"),
+    "missing codes of all levels": (lambda run: shutil.rmtree(run.codes), ["train_prior"], "no complete codes in"),
     "truncated shard": (
         lambda run: _truncate(_first_shard(run)),
         ["train_prior", "--level", "top"],

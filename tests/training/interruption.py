@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hvq.files import write_folder
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.optimization import Optimization, StepReport
 
@@ -34,4 +35,9 @@ def killed_at(step: int) -> Iterator[None]:
 
 def keep_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a finished stage removes its checkpoint, write one of its last state instead."""
-    monkeypatch.setattr(TrainingCheckpoint, "remove", TrainingCheckpoint.save)
+
+    def write(checkpoint: TrainingCheckpoint) -> None:
+        # The main process alone removes it, and so the others wait for nothing here.
+        write_folder(checkpoint.folder, checkpoint._write)
+
+    monkeypatch.setattr(TrainingCheckpoint, "remove", write)

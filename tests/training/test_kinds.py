@@ -19,6 +19,7 @@ from hvq.storage import RunFolder, load_autoencoder, load_hierarchy
 from hvq.training import extract_codes, fit_autoencoder, fit_prior
 from hvq.training.processes import make_accelerator
 from tests.runs import changed, tiny_config, write_images
+from tests.training.prior_kinds import PRIORS
 
 KINDS: dict[str, dict[str, Any]] = {
     "cosine": {"kind": "vector", "metric": "cosine", "estimator": "rotation"},
@@ -69,13 +70,6 @@ def test_every_kind_goes_from_yaml_to_codes_and_numbers(kind: str, images: Path,
     levels = evaluate(config, run, accelerator=make_accelerator(config, run))["levels"]
     assert 0 < levels["top"]["usage"] <= 1
     assert 1 <= levels["top"]["perplexity"] <= 16
-
-
-PRIORS: dict[str, dict[str, Any]] = {
-    "transformer": {"kind": "transformer", "width": 8, "layers": 1, "heads": 2},
-    "pixelsnail": {"kind": "pixelsnail", "width": 8, "heads": 2, "residual_width": 5, "blocks": 1},
-    "pixelcnn": {"kind": "pixelcnn", "width": 8, "layers": 2},
-}
 
 
 @pytest.mark.parametrize("prior", PRIORS)

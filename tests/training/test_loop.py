@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class _Recorder:
         self.checkpoint = TrainingCheckpoint(folder / "checkpoint", self.optimization, {})
         self.calls: list[tuple[str, int]] = []
         self.looked_at: list[Tensor] = []
+        self.observed: list[float] = []
+        self.stop_before: int | None = None
         self._record_saves()
 
     def _record_saves(self) -> None:
@@ -69,6 +72,8 @@ class _Recorder:
             checkpoint=self.checkpoint,
             window=self._window,
             look=self._look,
+            observe=lambda report: self.observed.append(report.terms["loss"]),
+            stop=lambda: self.optimization.step_number + 1 == self.stop_before,
         )
 
 
@@ -89,6 +94,23 @@ def test_what_is_called_when(tmp_path: Path) -> None:
     rows = [(row["step"], "usage" in row, "held_out" in row) for row in read_json_lines(recorder.file)]
     assert [step for step, logged, _ in rows if logged] == [3, 6, 7]
     assert [step for step, _, looked in rows if looked] == [2, 4, 6, 7]
+
+
+def test_every_step_is_observed(tmp_path: Path) -> None:
+    recorder = _Recorder(tmp_path, start=2)
+    recorder.train()
+    assert len(recorder.observed) == 5
+    logged = [row["loss"] for row in read_json_lines(recorder.file) if "loss" in row]
+    assert [recorder.observed[0], recorder.observed[3], recorder.observed[4]] == logged
+
+
+@pytest.mark.parametrize(("stop_before", "steps"), [(1, 0), (5, 4)])
+def test_it_ends_where_it_is_told_to(tmp_path: Path, stop_before: int, steps: int) -> None:
+    recorder = _Recorder(tmp_path, start=0)
+    recorder.stop_before = stop_before
+    recorder.train()
+    assert recorder.optimization.step_number == steps
+    assert recorder.calls == [("look", 2), ("window", 3), ("look", 4), ("save", 4)][:steps]
 
 
 def test_a_resumed_stage_does_the_steps_that_are_left(tmp_path: Path) -> None:
