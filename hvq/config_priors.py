@@ -14,6 +14,7 @@ class _BasePriorConfig(FrozenModel):
 
     dropout: ShareBelowOne = Field(0.1, description="in each block, while training")
     context_blocks: NonNegativeInt = Field(2, description="residual blocks that read each coarser level's codes")
+    recompute: bool = Field(False, description="compute blocks again in the backward pass, to spare memory")
 
 
 class TransformerPriorConfig(_BasePriorConfig):
@@ -29,7 +30,6 @@ class TransformerPriorConfig(_BasePriorConfig):
     window: PositiveInt | None = Field(
         None, description="codes that a position attends to, for long grids; null: all earlier ones"
     )
-    recompute: bool = Field(False, description="compute blocks again in the backward pass, to spare memory")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TransformerPriorConfig:
@@ -71,6 +71,10 @@ class PixelSNAILPriorConfig(_ConvolutionalPriorConfig):
     heads: PositiveInt = Field(8, description="attention heads; the width is a multiple of twice as many")
     attend_to_self: bool = Field(
         True, description="whether a position is among those it attends to; public implementations leave it out"
+    )
+    context_width: PositiveInt | None = Field(None, description="channels of the encoded condition; null: the width")
+    gated_context: bool = Field(
+        False, description="whether the condition is encoded with gates, as in public implementations"
     )
 
     @model_validator(mode="after")

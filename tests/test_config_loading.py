@@ -216,7 +216,10 @@ def test_what_was_written_as_json_is_read_back(tmp_path: Path, seed: int, rate: 
             "mixed_precision=bf61",
             'mixed_precision: expected no | bf16 | fp16 | null, received "bf61" (',
         ),
-        ("priors.top.model.heads=3", "priors.top.model: width must be a multiple of twice heads; received 256 and 3 heads"),
+        (
+            "priors.top.model.heads=3",
+            "priors.top.model: width must be a multiple of twice heads; received 256 and 3 heads",
+        ),
         ("data.channels=1", "data.channels is 1 and autoencoder.channels is 3; set both to the same number"),
         ("seed.value=3", 'seed: expected integer >= 0, received {"value": 3} (of everything that is random)'),
         ("data.size.height=3", 'data.size: expected [integer > 0, integer > 0], received {"height": 3}'),

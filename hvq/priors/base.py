@@ -45,7 +45,7 @@ class PriorCache:
     head: Sequence[StepProduct] = ()
 
 
-def recomputed(function: Callable[..., Tensor], *arguments: Any, when: bool) -> Tensor:
+def recomputed(function: Callable[..., Any], *arguments: Any, when: bool) -> Any:
     """The result of a function, whose inner values are computed again in the backward pass where `when` says so."""
     return checkpoint(function, *arguments, use_reentrant=False) if when else function(*arguments)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional
 from hvq.errors import ConfigurationError, DataError
 from hvq.level_names import in_level_order
 from hvq.priors.embedding import CodeEmbedding
+from hvq.priors.taps import CodeTaps, offsets_around
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,30 @@ class _ContextBlock(nn.Module):
         return features + self.layers(features)
 
 
+class _GatedContextBlock(nn.Module):
+    """The same as public PixelSNAILs have it: two activated convolutions, the second with a gate."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, 2 * channels, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = functional.elu(self.first(functional.elu(features)))
+        return features + functional.glu(self.second(hidden), dim=1)
+
+
+class _CodeConvolution(nn.Module):
+    """A convolution of 3x3 codes, all of which are known: features `[B, h, w, E]` of int64 `[B, h, w, G]`."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.taps = CodeTaps(**arguments, offsets=offsets_around(1))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.taps(self.taps.pad(codes), rows=(0, codes.shape[1]), columns=(0, codes.shape[2]))
+
+
 class ConditionEncoder(nn.Module):
     """A `Condition` to features `[B, E, *grid]`, one for each position of the level.
 
@@ -66,6 +92,7 @@ class ConditionEncoder(nn.Module):
         feature_channels: F of a dense feature map; 0 without.
         vector_size: V of a vector; 0 without.
         spatial_dims: axes of the grid, 1, 2 or 3.
+        gated: whether codes enter by a convolution and blocks have gates, as in public PixelSNAILs; for two axes.
     """
 
     def __init__(
@@ -79,6 +106,7 @@ class ConditionEncoder(nn.Module):
         feature_channels: int = 0,
         vector_size: int = 0,
         spatial_dims: int = 2,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         if spatial_dims not in _CONVOLUTIONS:
@@ -86,20 +114,28 @@ class ConditionEncoder(nn.Module):
         self.coarser = dict(coarser)
         self.num_classes = num_classes
         several = dict(coarser_codes_per_position or {})
+        embed = _CodeConvolution if gated else CodeEmbedding
         self.embeddings = nn.ModuleDict(
             {
-                name: CodeEmbedding(codebook_size=size, channels=channels, codes_per_position=several.get(name, 1))
+                name: embed(codebook_size=size, channels=channels, codes_per_position=several.get(name, 1))
                 for name, size in coarser.items()
             }
         )
         self._without_axis = [name for name in coarser if several.get(name, 1) == 1]
         self.readers = nn.ModuleDict(
-            {name: nn.Sequential(*(_ContextBlock(channels, spatial_dims) for _ in range(blocks))) for name in coarser}
+            {
+                name: nn.Sequential(*(self._block(channels, spatial_dims, gated) for _ in range(blocks)))
+                for name in coarser
+            }
         )
         # The last row stands for a class that is unknown.
         self.classes = nn.Embedding(num_classes + 1, channels)
         self.dense = _CONVOLUTIONS[spatial_dims](feature_channels, channels, 1) if feature_channels else None
         self.vector = nn.Linear(vector_size, channels) if vector_size else None
+
+    @staticmethod
+    def _block(channels: int, spatial_dims: int, gated: bool) -> nn.Module:
+        return _GatedContextBlock(channels) if gated else _ContextBlock(channels, spatial_dims)
 
     def forward(self, condition: Condition, batch: int, grid: Sequence[int]) -> Tensor:
         """Features `[B, E, *grid]`.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hvq.priors.base import recomputed
 from hvq.priors.causal_convolution import ColumnConvolution, RowConvolution
 from hvq.priors.condition import Condition
 from hvq.priors.raster import RasterPrior, RasterState, embed
@@ -108,6 +109,7 @@ class PixelCNNPrior(RasterPrior):
         dropout: in training, in each layer.
         shared_embedding: one embedding of codes for all taps of the first layer, in place of a table for each.
         context_blocks: residual blocks of convolutions that read each coarser level.
+        recompute: whether layers are computed again in the backward pass, which takes time and spares memory.
         feature_channels: channels of a dense feature map in the condition; 0 without.
         vector_size: length of a vector in the condition; 0 without.
 
@@ -132,6 +134,7 @@ class PixelCNNPrior(RasterPrior):
         dropout: float = 0.1,
         shared_embedding: bool = False,
         context_blocks: int = 2,
+        recompute: bool = False,
         feature_channels: int = 0,
         vector_size: int = 0,
     ) -> None:
@@ -147,6 +150,7 @@ class PixelCNNPrior(RasterPrior):
             vector_size=vector_size,
             kernel=kernel,
         )
+        self.recompute = recompute
         reach = kernel // 2
         common = {"codebook_size": codebook_size, "channels": width, "codes_per_position": codes_per_position}
         above, before = offsets_above(reach, reach), offsets_before(reach)
@@ -166,7 +170,9 @@ class PixelCNNPrior(RasterPrior):
         context = self.encode_condition(codes, condition).movedim(1, -1)
         vertical, horizontal = embed(self.vertical, padded, grid), embed(self.horizontal, padded, grid)
         for layer in self.layers:
-            vertical, horizontal = layer(vertical, horizontal, context)
+            vertical, horizontal = recomputed(
+                layer, vertical, horizontal, context, when=self.recompute and self.training
+            )
         return self._finish(horizontal.movedim(1, -1))
 
     def make_layers(self, state: RasterState, batch: int, grid: Sequence[int]) -> list[_LayerState]:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from hvq.errors import ConfigurationError
 from hvq.priors.attention import AttentionCache, attend, attend_step, make_attention_cache, split_heads
+from hvq.priors.base import recomputed
 from hvq.priors.causal_convolution import CausalConvolution, CausalState
 from hvq.priors.condition import Condition
 from hvq.priors.embedding import CodeEmbedding
@@ -212,6 +213,9 @@ class PixelSNAILPrior(RasterPrior):
         dropout: in training, in residual blocks and attention.
         shared_embedding: one embedding of codes for all taps of the first layer, in place of a table for each.
         context_blocks: residual blocks of convolutions that read each coarser level.
+        context_width: channels of these; `width` by default.
+        gated_context: whether they have gates, and codes enter them by a convolution, as in public implementations.
+        recompute: whether blocks are computed again in the backward pass, which takes time and spares memory.
         feature_channels: channels of a dense feature map in the condition; 0 without.
         vector_size: length of a vector in the condition; 0 without.
 
@@ -241,6 +245,9 @@ class PixelSNAILPrior(RasterPrior):
         dropout: float = 0.1,
         shared_embedding: bool = False,
         context_blocks: int = 2,
+        context_width: int | None = None,
+        gated_context: bool = False,
+        recompute: bool = False,
         feature_channels: int = 0,
         vector_size: int = 0,
     ) -> None:
@@ -255,9 +262,12 @@ class PixelSNAILPrior(RasterPrior):
             feature_channels=feature_channels,
             vector_size=vector_size,
             kernel=kernel,
+            context_width=context_width,
+            gated_context=gated_context,
         )
         if attention and width % (2 * heads):
             raise ConfigurationError(f"width must be a multiple of twice heads; received {width} and {heads} heads")
+        self.recompute = recompute
         reach = kernel // 2
         self.inputs = CodeTaps(
             codebook_size=codebook_size,
@@ -271,7 +281,10 @@ class PixelSNAILPrior(RasterPrior):
         )
         self.blocks = nn.ModuleList(
             _Block(
-                [_GatedResidual(width, residual_width, kernel, dropout, context=width) for _ in range(residual_blocks)],
+                [
+                    _GatedResidual(width, residual_width, kernel, dropout, context=context_width or width)
+                    for _ in range(residual_blocks)
+                ],
                 _AttentionPart(width, heads, dropout, to_self=attend_to_self) if attention else None,
                 width,
             )
@@ -291,7 +304,7 @@ class PixelSNAILPrior(RasterPrior):
         features = embed(self.inputs, padded, grid) + self._line_starts(codes)
         coordinates = grid_coordinates(grid, features).expand(len(codes), -1, -1, -1)
         for block in self.blocks:
-            features = block(features, coordinates, context)
+            features = recomputed(block, features, coordinates, context, when=self.recompute and self.training)
         for residual in self.outputs:
             features = residual(features)
         return functional.elu(features).movedim(1, -1)

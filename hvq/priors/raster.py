@@ -26,7 +26,7 @@ class RasterState:
 
     Attributes:
         codes: int64, with the surroundings of the grid, filled position by position.
-        context: `[B, h, w, E]`, the encoded condition.
+        context: `[B, h, w, channels]`, the encoded condition.
         width: w.
         layers: of the kind.
     """
@@ -50,6 +50,9 @@ class RasterPrior(Prior):
         context_blocks: residual blocks of convolutions that read each coarser level.
         feature_channels: channels of a dense feature map in the condition; 0 without.
         vector_size: length of a vector in the condition; 0 without.
+        kernel: columns that a convolution sees, an odd number.
+        context_width: channels of the encoded condition; `width` by default.
+        gated_context: whether the condition is encoded as in public PixelSNAILs.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class RasterPrior(Prior):
         feature_channels: int,
         vector_size: int,
         kernel: int,
+        context_width: int | None = None,
+        gated_context: bool = False,
     ) -> None:
         super().__init__()
         if kernel % 2 == 0 or kernel < 3:
@@ -73,13 +78,14 @@ class RasterPrior(Prior):
         self.coarser = dict(coarser or {})
         self.codes_per_position = codes_per_position
         self.condition = ConditionEncoder(
-            channels=width,
+            channels=context_width or width,
             coarser=self.coarser,
             coarser_codes_per_position=coarser_codes_per_position,
             num_classes=num_classes,
             blocks=context_blocks,
             feature_channels=feature_channels,
             vector_size=vector_size,
+            gated=gated_context,
         )
         self.head = CodeHead(channels=width, codebook_size=codebook_size, codes_per_position=codes_per_position)
 

@@ -1,4 +1,4 @@
-"""Codes as input of a causal convolution, without one-hot planes.
+"""Codes as input of a convolution, without one-hot planes.
 
 Letters: B batch, h w grid, G codes per position, K codebook size, E channels.
 """
@@ -23,6 +23,16 @@ def offsets_above(rows: int, columns: int) -> list[Offset]:
     return [(-row, column) for row in range(rows, 0, -1) for column in range(-columns, columns + 1)]
 
 
+def offsets_around(reach: int) -> list[Offset]:
+    """All positions up to `reach` rows and columns away, which is for codes that are all known.
+
+    >>> len(offsets_around(1))
+    9
+    """
+    steps = range(-reach, reach + 1)
+    return [(row, column) for row in steps for column in steps]
+
+
 def offsets_before(columns: int) -> list[Offset]:
     """The `columns` positions to the left, in the same row.
 
@@ -33,7 +43,7 @@ def offsets_before(columns: int) -> list[Offset]:
 
 
 class CodeTaps(nn.Module):
-    """A causal convolution over codes as a sum of table rows: one table per tap of the kernel.
+    """A convolution over codes as a sum of table rows: one table per tap of the kernel.
 
     It equals a convolution of the codes' one-hot planes. Beyond the edge of the grid each table has a row of its own.
 
@@ -66,12 +76,12 @@ class CodeTaps(nn.Module):
         maps = torch.randn(len(offsets), channels, channels) * std * channels**-0.5
         self.maps = nn.Parameter(maps) if shared else None
         self._first_rows = [i * (codebook_size + 1) for i in range(codes_per_position)]
-        self._above = max(-row for row, _ in offsets)
+        self._above, self._below = max(-row for row, _ in offsets), max(0, *(row for row, _ in offsets))
         self._beside = max(abs(column) for _, column in offsets)
 
     def pad(self, codes: Tensor) -> Tensor:
         """Codes int64 `[B, h, w, G]` with the surroundings that taps at the edge reach."""
-        margins = (0, 0, self._beside, self._beside, self._above, 0)
+        margins = (0, 0, self._beside, self._beside, self._above, self._below)
         return functional.pad(codes, margins, value=self.outside)
 
     def write(self, padded: Tensor, codes: Tensor, row: int, column: int) -> None:

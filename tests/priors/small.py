@@ -32,7 +32,15 @@ KINDS: dict[str, tuple[type[Prior], dict[str, Any], float]] = {
     ),
     "pixelsnail-strict": (
         PixelSNAILPrior,
-        {"width": 8, "heads": 2, "blocks": 2, "residual_blocks": 1, "attend_to_self": False},
+        {
+            "width": 8,
+            "heads": 2,
+            "blocks": 2,
+            "residual_blocks": 1,
+            "attend_to_self": False,
+            "context_width": 6,
+            "gated_context": True,
+        },
         0.2,
     ),
     "pixelcnn": (PixelCNNPrior, {"width": 7, "layers": 3}, 0.3),

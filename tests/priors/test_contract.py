@@ -253,6 +253,19 @@ def test_training_drops_out_and_evaluation_does_not(kind: str) -> None:
 
 
 @every_kind
+def test_recomputed_blocks_give_the_same_gradients(kind: str) -> None:
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(3)
+        prior = small_prior("middle", kind, recompute=recompute, dropout=0.3).double().train()
+        torch.manual_seed(5)
+        prior(codes_of("middle", 2), condition_of("middle", 2)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in prior.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) > 10
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(*gradients, strict=True))
+
+
+@every_kind
 @pytest.mark.parametrize("codes_per_position", [1, 3])
 def test_every_parameter_learns(kind: str, codes_per_position: int) -> None:
     prior = small_prior("bottom", kind, feature_channels=2, vector_size=3, codes_per_position=codes_per_position)
