@@ -118,41 +118,41 @@ def attend(
     value: Tensor,
     *,
     window: int | None = None,
-    dropout: float = 0.0,
     to_self: bool = True,
 ) -> Tensor:
     """Causal attention of all positions, `[B, T, A·d]`.
+
+    There is no drop-out of its weights: with it, all of them would have to be held, a T x T matrix for each head.
 
     Args:
         query: `[B, A, T, d]`.
         key: `[B, key heads, T, d]`; each key head serves as many heads, in order.
         value: the same.
         window: W, positions that one attends to, itself and those before it; None for all.
-        dropout: chance that a weight is left out.
         to_self: whether a position attends to itself; if not, the first one attends to nothing and gets zeros.
     """
     group = query.shape[1] // key.shape[1]
     if group > 1:
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     if not to_self:
-        attended = _attend_strictly(query, key, value, dropout)
+        attended = _attend_strictly(query, key, value)
     elif window is not None and window < query.shape[2]:
-        attended = _attend_locally(query, key, value, window, dropout)
+        attended = _attend_locally(query, key, value, window)
     else:
-        attended = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     return attended.transpose(1, 2).flatten(2)
 
 
-def _attend_strictly(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+def _attend_strictly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     length = query.shape[2] - 1
     earlier = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     later = functional.scaled_dot_product_attention(
-        query[:, :, 1:], key[:, :, :-1], value[:, :, :-1], attn_mask=earlier, dropout_p=dropout
+        query[:, :, 1:], key[:, :, :-1], value[:, :, :-1], attn_mask=earlier
     )
     return functional.pad(later, (0, 0, 1, 0))
 
 
-def _attend_locally(query: Tensor, key: Tensor, value: Tensor, window: int, dropout: float) -> Tensor:
+def _attend_locally(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
     """In blocks of W positions, each of which meets itself and the block before: memory grows as T·W, not as T·T."""
     batch, length = query.shape[0], query.shape[2]
     blocks = -(-length // window)
@@ -165,7 +165,6 @@ def _attend_locally(query: Tensor, key: Tensor, value: Tensor, window: int, drop
         _with_block_before(key),
         _with_block_before(value),
         attn_mask=_near(blocks, window, query.device).repeat(batch, 1, 1, 1),
-        dropout_p=dropout,
     )
     return attended.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
 

@@ -100,15 +100,14 @@ class _AttentionPart(nn.Module):
         self.query = nn.Linear(query_channels, inner)
         self.key_value = nn.Linear(key_channels, 2 * inner)
         self.output = _GatedResidual(channels, channels, 1, dropout, auxiliary=inner)
-        self.heads, self.inner, self.dropout, self.to_self = heads, inner, dropout, to_self
+        self.heads, self.inner, self.to_self = heads, inner, to_self
 
     def forward(self, given: Tensor, made: Tensor, coordinates: Tensor) -> Tensor:
         keys = self.key_residual(torch.cat([given, made, coordinates], dim=1)).flatten(2).transpose(1, 2)
         queries = self.query_residual(torch.cat([made, coordinates], dim=1)).flatten(2).transpose(1, 2)
         key, value = self.key_value(keys).chunk(2, dim=-1)
         query, key, value = (split_heads(tokens, self.heads) for tokens in (self.query(queries), key, value))
-        dropout = self.dropout if self.training else 0.0
-        attended = attend(query, key, value, dropout=dropout, to_self=self.to_self)
+        attended = attend(query, key, value, to_self=self.to_self)
         return self.output(made, auxiliary=attended.unflatten(1, made.shape[2:]))
 
     def make_state(self, batch: int, grid: Sequence[int]) -> _AttentionState:
@@ -210,7 +209,7 @@ class PixelSNAILPrior(RasterPrior):
         heads: of attention; `width` is a multiple of twice as many.
         attend_to_self: whether a position is among those that it attends to (what it knows of itself, which is what
             was before it); public implementations leave it out.
-        dropout: in training, in residual blocks and attention.
+        dropout: in training, in residual blocks.
         shared_embedding: one embedding of codes for all taps of the first layer, in place of a table for each.
         context_blocks: residual blocks of convolutions that read each coarser level.
         context_width: channels of these; `width` by default.
