@@ -46,7 +46,7 @@ GRIDS: dict[str, Grid] = {
     "transformer-85m": (32, 32),
     "transformer-26m": (16, 16),
 }
-QUICK_GRIDS: dict[str, Grid] = dict.fromkeys(GRIDS, (8, 8)) | {"pixelsnail-top": (4, 4), "pixelcnn": (4, 4)}
+QUICK_GRIDS: dict[str, Grid] = dict.fromkeys(GRIDS, (4, 4)) | {"pixelsnail-bottom": (8, 8)}
 # The level that `pixelsnail-bottom` is conditioned on has half as many rows and columns.
 CONDITIONED = {"pixelsnail-bottom"}
 
