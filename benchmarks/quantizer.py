@@ -13,26 +13,20 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
-import platform
-import resource
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import date
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import about, best_rate, interleaved, load_rows, peak_beyond, peak_in_a_process, save_rows
 from torch import Tensor
 from torch.nn import functional
 
-from hvq.files import read_tensors, write_json
+from hvq.files import read_tensors
 from hvq.quantizers import CodebookStep, VectorQuantizer
 from hvq.quantizers.search import available_backends, nearest_code
 
@@ -48,8 +42,6 @@ QUICK_SIZES: list[Size] = [(65_536, 512, 64), (8_192, 8_192, 64), (4_096, 16_384
 CUDA_SIZES: list[Size] = [(1_048_576, k, d) for k in (512, 8_192, 65_536) for d in (8, 64, 256)]
 BETA = 0.25
 DECAY = 0.99
-# A repetition beyond this many seconds is measured twice only.
-SLOW_SECONDS = 3.0
 # Matrices of N x K that an implementation holds at a time.
 MATRICES = {"plain": {"search": 0, "step": 3}, "vector-quantize-pytorch": {"step": 4}}
 
@@ -247,49 +239,11 @@ def total_memory(device: str) -> int:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def timed(repetition: Callable[[], Any], device: str) -> float:
-    """Seconds of one repetition."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    repetition()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def best_rate(device: str) -> float:
-    """The best float32 rate of a square product and a large convolution, in operations a second."""
-    matrix = torch.randn(2048, 2048, device=device)
-    images = torch.randn(8, 256, 56, 56, device=device).contiguous(memory_format=torch.channels_last)
-    kernels = torch.randn(256, 256, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
-    work = {
-        2 * 2048**3: lambda: matrix @ matrix,
-        2 * 8 * 256 * 256 * 9 * 54 * 54: lambda: functional.conv2d(images, kernels),
-    }
-    return max(operations / min(timed(run, device) for _ in range(7)) for operations, run in work.items())
-
-
-def interleaved(repetitions: dict[str, Callable[[], Any]], count: int, device: str) -> dict[str, float]:
-    """Median seconds of each, after one turn that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in repetitions}
-    first = {name: timed(run, device) for name, run in repetitions.items()}
-    for turn in range(count):
-        for name, run in repetitions.items():
-            if turn < 2 or first[name] < SLOW_SECONDS:
-                seconds[name].append(timed(run, device))
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def peak_mib(what: str, implementation: str, size: Size, device: str, file: Path | None) -> float | None:
     """MiB beyond its inputs that a process of its own needs for one repetition, after one for warming up."""
     words = ["--peak", what, implementation, *map(str, size), "--device", device]
     words += ["--latents", str(file)] if file else []
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"no peak of {what} by {implementation}: {done.stderr[-500:]}", file=sys.stderr)
-        return None
-    return float(done.stdout)
+    return peak_in_a_process(__file__, words, f"{what} by {implementation}")
 
 
 def print_peak(what: str, implementation: str, size: Size, device: str, file: Path | None) -> None:
@@ -298,27 +252,7 @@ def print_peak(what: str, implementation: str, size: Size, device: str, file: Pa
     small = latents[:4096] if len(latents) > 4096 else latents
     make = implementations(what, device)[implementation]
     make(small, codebook[:64])()
-    if device == "cuda":
-        run = make(latents, codebook)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
-        return
-    run = make(latents, codebook)
-    before = resident_kib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    run()
-    print(max(0, resident_kib("VmHWM") - before) / 2**10)
-
-
-def resident_kib(field: str) -> int:
-    """A field of /proc/self/status; the high-water mark since the start where there is no such file."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(next(line for line in status.read_text().splitlines() if line.startswith(field)).split()[1])
+    print(peak_beyond(make(latents, codebook), device))
 
 
 def measure(what: str, size: Size, arguments: argparse.Namespace, rate: float, done: set[str]) -> list[Row]:
@@ -361,13 +295,6 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def about(device: str, rate: float) -> str:
-    """Machine, versions and date."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
-    return f"{name}{threads}; torch {torch.__version__}; best rate {rate / 1e9:.0f} GFLOP/s; {date.today()}"
-
-
 def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -393,15 +320,12 @@ def main(words: list[str] | None = None) -> int:
         latents, codebook = make_inputs((0, 0, 0), "cpu", arguments.latents)
         sizes = [(len(latents), *codebook.shape)]
     rate = best_rate(arguments.device)
-    rows: list[Row] = []
-    if arguments.json and arguments.json.exists():
-        rows = [Row(**row) for row in json.loads(arguments.json.read_text())]
+    rows = load_rows(arguments.json, Row)
     for size in sizes:
         for what in arguments.what:
             done = {row.implementation for row in rows if (row.what, row.n, row.k, row.d) == (what, *size)}
             rows += measure(what, size, arguments, rate, done)
-            if arguments.json:
-                write_json(arguments.json, [asdict(row) for row in rows])
+            save_rows(arguments.json, rows)
     print(about(arguments.device, rate))
     print(table(rows))
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,17 +13,13 @@ import torch
 from hvq.files import write_tensors
 from hvq.quantizers.search import available_backends
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 FIELDS = {"what", "n", "k", "d", "implementation", "ms", "peak_mib", "times_floor"}
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    sys.modules.pop("quantizer", None)
-    import quantizer
-
-    monkeypatch.setattr(quantizer, "best_rate", lambda device: 1e12)
+def benchmark(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    quantizer = load_benchmark("quantizer")
+    quantizer.best_rate = lambda device: 1e12
     return quantizer
 
 
