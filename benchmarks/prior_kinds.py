@@ -56,7 +56,7 @@ QUICK_SIZES: dict[str, dict[str, Any]] = {
 LEARNING_RATES = {"transformer": 1e-3, "pixelsnail": 1e-3, "pixelcnn": 1e-3}
 QUICK_MINUTES = 0.1
 # Looks at held-out codes in each training; they are in the budget.
-LOOKS = 5
+LOOKS = 10
 WARMUP_STEPS = 100
 # Steps of the trainings that tell how long one takes: one that is not counted, a short one and a longer one.
 TRIALS = (1, 3, 13)
