@@ -192,6 +192,11 @@ class CodeSamplingConfig(FrozenModel):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="draw among the most probable codes that together hold this share"
     )
+    guidance: NonNegativeFloat = Field(
+        1.0,
+        description="classifier-free guidance, from 0, which ignores the class, over 1, which means none, to larger "
+        "numbers, which are truer to the class and less diverse; takes classes, and twice the work unless it is 1",
+    )
 
 
 class PriorStageConfig(FrozenModel):

@@ -11,8 +11,9 @@ from torch import Tensor
 from hvq.chunks import map_chunks
 from hvq.data.pixels import unit_to_model
 from hvq.errors import DataError
-from hvq.evaluation.generation import decode_images, generate
+from hvq.evaluation.generation import covered_cells, decode_images, generate
 from hvq.priors import SamplingOptions
+from hvq.priors.known import Fixed
 from hvq.storage import Hierarchy, RunFolder, load_hierarchy
 
 
@@ -97,6 +98,8 @@ class HierarchicalVQ:
         *,
         seed: int = 0,
         options: Mapping[str, SamplingOptions] | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        fixed: Mapping[str, Fixed] | None = None,
     ) -> Tensor:
         """New images, drawn level by level from the priors; image i depends on (seed, i) and its class alone.
 
@@ -104,10 +107,15 @@ class HierarchicalVQ:
             labels: a class for each image, -1 for none; or how many images to draw, without classes.
             seed: of the noise.
             options: how codes are drawn, by level name; what the priors were saved with by default.
+            given: codes of levels that are taken as they are, a row for each image; these need no prior.
+            fixed: for in-painting, by level name, codes and a mask, bool `[n, h, w]`, of the positions that keep them.
+                Codes are drawn in raster order: a position sees all coarser codes, and the fixed ones before it.
 
         Raises:
-            CheckpointError: where a level has no prior.
-            DataError: where a label is not a class, or options are given for a level that there is not.
+            CheckpointError: where a level has neither prior nor codes.
+            DataError: where a label is not a class, options or codes are for a level that there is not, or codes do
+                not fit theirs.
+            ConfigurationError: where guidance is asked for, and the priors have no classes.
         """
         classes = [-1] * labels if isinstance(labels, int) else list(labels)
         generated = generate(
@@ -117,8 +125,66 @@ class HierarchicalVQ:
             seed=seed,
             chunk_size=self.chunk_size,
             options=options,
+            given=given,
+            fixed=fixed,
         )
         return generated.images.float() / 255
+
+    def inpaint(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        *,
+        labels: Sequence[int] | None = None,
+        seed: int = 0,
+        options: Mapping[str, SamplingOptions] | None = None,
+    ) -> Tensor:
+        """Images with a part drawn anew: codes of cells that are kept as a whole stay, at every level.
+
+        What is kept is rebuilt from its codes, not copied, and near its border codes were encoded from pixels beyond it
+        too; `torch.where(mask.unsqueeze(1), images, result)` puts the very pixels back.
+
+        Args:
+            images: of the size that the priors were trained on.
+            mask: bool `[B, H, W]`, True where the image is kept.
+            labels: a class for each image, -1 for none; none by default.
+            seed: of the noise; what is drawn for image i depends on (seed, i) too.
+            options: how codes are drawn, by level name; what the priors were saved with by default.
+
+        Raises:
+            DataError: where images or mask have another form or size, or a label is not a class.
+            CheckpointError: where a level has no prior.
+        """
+        codes = self.encode(images)
+        labels = [-1] * len(images) if labels is None else labels
+        self._check_inpainting(images, mask, len(labels))
+        strides = self.hierarchy.autoencoder.strides
+        kept = {
+            name: covered_cells(mask.cpu(), grid=self.hierarchy.grids[name], stride=strides[name]) for name in codes
+        }
+        return self.sample(
+            labels,
+            seed=seed,
+            options=options,
+            fixed={name: (codes[name], kept[name]) for name in codes},
+        )
+
+    def _check_inpainting(self, images: Tensor, mask: Tensor, labels: int) -> None:
+        height, width = self.hierarchy.image_size
+        if tuple(images.shape[2:]) != (height, width):
+            raise DataError(
+                f"in-painting takes images of {height}x{width}, the size that the priors were trained on; "
+                f"received {images.shape[2]}x{images.shape[3]}: resize or crop them"
+            )
+        if mask.dtype != torch.bool or mask.shape != (len(images), height, width):
+            raise DataError(
+                f"the mask must be bool [{len(images)}, {height}, {width}], True where an image is kept; "
+                f"received {mask.dtype} {list(mask.shape)}"
+            )
+        if labels != len(images):
+            raise DataError(
+                f"each image takes one label, -1 for none; received {len(images)} images and {labels} labels"
+            )
 
     def _check(self, images: Tensor) -> None:
         channels = self.hierarchy.channels

@@ -1,10 +1,15 @@
-"""Draw new images from a run's priors, and leave them in the run folder as `samples/`: a picture, and safetensors."""
+"""Draw new images from a run's priors, and leave them in the run folder as `samples/`: a picture, and safetensors.
+
+Levels are drawn one after the other, and each that is finished is kept: where a call was ended, `--from-codes` goes on.
+"""
+
+from pathlib import Path
 
 from command_line import read_command, recipe_parser, run, say
 
 from hvq.distributed import current_reduction
 from hvq.errors import DataError
-from hvq.evaluation.samples import sample_run
+from hvq.evaluation.samples import STAGE, sample_run
 from hvq.storage import RunFolder, load_hierarchy
 from hvq.training.processes import describe, make_accelerator
 
@@ -25,17 +30,43 @@ def main() -> None:
     parser = recipe_parser(__doc__)
     parser.add_argument("--classes", metavar="NAME", help="classes to draw, with commas between; all by default")
     parser.add_argument("--seed", type=int, help="of the samples; the run's own by default")
+    parser.add_argument(
+        "--from-codes",
+        type=Path,
+        metavar="PATH",
+        help="samples, a folder or a safetensors file: levels found there are taken, with seed and classes, and the "
+        "rest is drawn",
+    )
+    parser.add_argument(
+        "--keep",
+        type=float,
+        metavar="SHARE",
+        help="share of the candidates to keep, such as 0.25: four times as many are drawn, and of each class those are "
+        "kept that a classifier is surest of; it learns from the run's training images, which must be there",
+    )
     command = read_command(parser)
-    folder = RunFolder(command.run_dir)
+    options, folder = command.options, RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
     hierarchy = load_hierarchy(folder).to(accelerator.device)
-    names = command.options.classes.split(",") if command.options.classes else None
+    names = options.classes.split(",") if options.classes else None
     labels = chosen_labels(names, hierarchy.classes, command.config.sampling.samples_per_class)
-    reduction = current_reduction()
     say(f"drawing samples: {describe(accelerator)}")
+    left = folder.checkpoint(STAGE)
+    if left.exists() and options.from_codes is None:
+        say(f"drawing from the start; levels that an earlier call left would be taken with --from-codes {left}")
     with folder.timed("samples", write=accelerator.is_main_process):
-        sample_run(command.config, folder, hierarchy, reduction=reduction, labels=labels, seed=command.options.seed)
-    say(f"samples are in {folder.samples}")
+        samples = sample_run(
+            command.config,
+            folder,
+            hierarchy,
+            reduction=current_reduction(),
+            labels=labels,
+            seed=options.seed,
+            from_codes=options.from_codes,
+            keep=options.keep,
+        )
+    chosen = f", the surest of {samples.candidates} candidates," if samples.candidates > len(samples) else ""
+    say(f"{len(samples)} samples{chosen} are in {folder.samples}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (configuration.DecoderConfig, ConvolutionalDecoder, 2),
     (configuration.AutoencoderConfig, ConvolutionalEncoder, 1),
     (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 5),
-    (configuration.CodeSamplingConfig, SamplingOptions, 3),
+    (configuration.CodeSamplingConfig, SamplingOptions, 4),
     (configuration.AugmentationConfig, Augmentation, 4),
     (configuration.DigitsConfig, digit_sources, 2),
     (configuration.PhotosConfig, photo_sources, 3),

@@ -88,6 +88,61 @@ def test_the_most_probable_codes_need_no_noise(system: HierarchicalVQ) -> None:
     assert torch.equal(system.sample([0, 1, 2], options=options), system.sample([0, 1, 2], seed=9, options=options))
 
 
+def test_guidance_is_an_option_of_each_level(system: HierarchicalVQ) -> None:
+    labels = [0, 1, 2, -1] * 5
+    plain = system.sample(labels, seed=5)
+    none = dict.fromkeys(("top", "bottom"), SamplingOptions(guidance=1.0))
+    assert torch.equal(system.sample(labels, seed=5, options=none), plain)
+    guided = system.sample(labels, seed=5, options=dict.fromkeys(("top", "bottom"), SamplingOptions(guidance=6.0)))
+    assert torch.equal(guided[3::4], plain[3::4])
+    assert not torch.equal(guided, plain)
+
+
+def test_given_codes_are_decoded_and_the_rest_is_drawn(system: HierarchicalVQ, images: Tensor) -> None:
+    codes = system.encode(images[:5])
+    rebuilt = (system.decode(codes) * 255).round() / 255
+    assert torch.equal(system.sample(5, given=codes), rebuilt)
+    finer = system.sample(5, given={"top": codes["top"]})
+    assert not torch.equal(finer, rebuilt)
+    assert torch.equal(system.sample(5, given={"top": codes["top"]}, seed=0), finer)
+    everywhere = torch.ones(5, 2, 2, dtype=torch.bool)
+    assert torch.equal(system.sample(5, fixed={"top": (codes["top"], everywhere)}), finer)
+
+
+def test_inpainting_keeps_what_is_kept_at_every_level(system: HierarchicalVQ, images: Tensor) -> None:
+    some, labels = images[:5], [i % 3 for i in range(5)]
+    codes = system.encode(some)
+    everything = torch.ones(5, 16, 16, dtype=torch.bool)
+    rebuilt = (system.decode(codes) * 255).round() / 255
+    assert torch.equal(system.inpaint(some, everything, labels=labels, seed=3), rebuilt)
+    assert torch.equal(system.inpaint(some, ~everything, labels=labels, seed=3), system.sample(labels, seed=3))
+    # Without the pixels of the first 5 columns: of 8 the first column of cells goes, of 4 the first two.
+    mask = everything.clone()
+    mask[:, :, :5] = False
+    kept = {"top": torch.ones(5, 2, 2, dtype=torch.bool), "bottom": torch.ones(5, 4, 4, dtype=torch.bool)}
+    kept["top"][:, :, 0] = False
+    kept["bottom"][:, :, :2] = False
+    expected = system.sample(labels, seed=3, fixed={name: (codes[name], kept[name]) for name in ("bottom", "top")})
+    found = system.inpaint(some, mask, labels=labels, seed=3)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, rebuilt)
+    assert torch.equal(system.inpaint(some[:2], mask[:2], labels=labels[:2], seed=3), found[:2])
+    assert torch.equal(system.inpaint(some, mask, seed=3), system.inpaint(some, mask, labels=[-1] * 5, seed=3))
+    assert system.inpaint(some[:0], mask[:0]).shape == (0, 1, 16, 16)
+
+
+def test_inpainting_that_does_not_fit_is_refused(system: HierarchicalVQ, images: Tensor) -> None:
+    mask = torch.ones(3, 16, 16, dtype=torch.bool)
+    with pytest.raises(DataError, match=r"the mask must be bool \[3, 16, 16\], True where .* torch.float32 \[3"):
+        system.inpaint(images[:3], mask.float())
+    with pytest.raises(DataError, match=r"received torch.bool \[2, 16, 16\]"):
+        system.inpaint(images[:3], mask[:2])
+    with pytest.raises(DataError, match="images of 16x16, the size that the priors were trained on; received 24x16"):
+        system.inpaint(torch.rand(3, 1, 24, 16), torch.ones(3, 24, 16, dtype=torch.bool))
+    with pytest.raises(DataError, match="one label, -1 for none; received 3 images and 2 labels"):
+        system.inpaint(images[:3], mask, labels=[0, 1])
+
+
 def test_a_mapping_has_no_order(system: HierarchicalVQ, images: Tensor) -> None:
     codes = system.encode(images)
     assert torch.equal(system.decode({name: codes[name] for name in ("bottom", "top")}), system.decode(codes))
@@ -180,6 +235,8 @@ def test_without_priors_it_encodes_and_says_what_sampling_takes(
     assert torch.equal(half.reconstruct(images), system.reconstruct(images))
     with pytest.raises(CheckpointError, match="sampling takes a prior for every level; train that of bottom first"):
         half.sample([0])
+    finest = {"bottom": half.encode(images[:2])["bottom"]}
+    assert torch.equal(half.sample([0, 1], given=finest), system.sample([0, 1], given=finest))
 
 
 def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from hvq.files import write_file
+from tests.runs import run_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,6 +71,29 @@ def test_quickstart_leaves_a_report_that_needs_no_network_and_all_numbers(quicks
     assert metrics["classification_accuracy_score"].keys() >= {"generated", "reconstructed", "real", "copies"}
     assert metrics["seconds"]["total"] > 0
     assert "1 process on cpu" in quickstart[1] or "1 process on cuda" in quickstart[1]
+
+
+def _writes(content: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(content)
+
+    return write
+
+
+def test_the_commands_that_sample_work(quickstart: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(quickstart[0])
+    run = Path("runs/quickstart")
+    left = (run / "samples" / "samples.safetensors").read_bytes()
+    section = README[README.index("## Sampling") : README.index("## Quantizers")]
+    commands = re.findall(r"^python recipes/sample.py \$run (.*?)(?:\s+#.*)?$", section, flags=re.MULTILINE)
+    assert len(commands) == 4
+    for words in commands:
+        # As if a call had been ended before it had removed what it kept.
+        if "--from-codes" in words:
+            write_file(run / "checkpoints" / "samples" / "samples.safetensors", _writes(left))
+        outcome = run_recipe("sample", "--run-dir", run, *shlex.split(words))
+        assert (outcome.code, outcome.err) == (0, ""), words
+    assert (run / "samples" / "samples.safetensors").read_bytes() == left
 
 
 def test_every_recipe_and_preset_that_the_readme_names_is_there() -> None:

@@ -1,6 +1,12 @@
 """Numbers, pictures and the report of a run, each usable by itself on plain tensors."""
 
-from hvq.evaluation.classification import SmallClassifier, classification_accuracy, predict_classes
+from hvq.evaluation.classification import (
+    SmallClassifier,
+    class_probabilities,
+    classification_accuracy,
+    fit_classifier,
+    predict_classes,
+)
 from hvq.evaluation.code_usage import CodeHistogram, CodeUsage
 from hvq.evaluation.copies import CopyReport, copy_share, nearest_squared_errors
 from hvq.evaluation.pictures import image_grid, reconstruction_grid, sample_grid, training_curves, usage_histogram
@@ -13,8 +19,10 @@ __all__ = [
     "CopyReport",
     "ReconstructionMetrics",
     "SmallClassifier",
+    "class_probabilities",
     "classification_accuracy",
     "copy_share",
+    "fit_classifier",
     "image_grid",
     "nearest_squared_errors",
     "predict_classes",

@@ -113,10 +113,50 @@ def classification_accuracy(
             "training and test images must have one size [C, H, W]; "
             f"received {list(train_images.shape[1:])} and {list(test_images.shape[1:])}"
         )
-    classifier = _new_classifier(train_images, num_classes, seed)
-    _fit(classifier, train_images, train_labels, steps=steps, batch_size=batch_size, seed=seed)
+    classifier = fit_classifier(
+        train_images, train_labels, num_classes=num_classes, steps=steps, batch_size=batch_size, seed=seed
+    )
     predicted = predict_classes(classifier, test_images.to(train_images.device))
     return float((predicted.cpu() == test_labels.cpu()).double().mean())
+
+
+def fit_classifier(
+    images: Tensor, labels: Tensor, *, num_classes: int, steps: int = 400, batch_size: int = 64, seed: int = 0
+) -> SmallClassifier:
+    """A `SmallClassifier` trained with AdamW and a one-cycle learning rate.
+
+    It depends on the arguments alone; torch's global random state is left as it was.
+
+    Args:
+        images: uint8 [n, C, H, W], on the device to train on.
+        labels: integers [n] in 0 .. num_classes - 1.
+        num_classes: number of classes.
+        steps: optimizer steps.
+        batch_size: images per step; they are drawn epoch by epoch, however few there are.
+        seed: of weights, order and shifts.
+
+    Raises:
+        DataError: where images and labels do not match, or a label is out of range.
+    """
+    _check(images, labels, num_classes, "training")
+    classifier = _new_classifier(images, num_classes, seed)
+    _fit(classifier, images, labels, steps=steps, batch_size=batch_size, seed=seed)
+    return classifier
+
+
+@torch.no_grad()
+def class_probabilities(classifier: nn.Module, images: Tensor) -> Tensor:
+    """How probable each class is for each image.
+
+    Args:
+        classifier: gives logits [B, classes].
+        images: uint8 [n, C, H, W].
+
+    Returns:
+        float64 [n, classes].
+    """
+    classifier.eval()
+    return torch.cat([classifier(part).double().softmax(1) for part in images.split(EVALUATION_BATCH)])
 
 
 @torch.no_grad()

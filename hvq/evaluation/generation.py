@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hvq.chunks import map_chunks
 from hvq.data.pixels import model_to_unit, unit_to_bytes
@@ -15,6 +15,8 @@ from hvq.distributed import Reduction
 from hvq.errors import CheckpointError, DataError
 from hvq.level_names import in_level_order
 from hvq.priors import SamplingOptions, sample_hierarchy
+from hvq.priors.known import Fixed, check_codes
+from hvq.priors.sampling import AfterLevel, AfterPosition
 from hvq.storage import Hierarchy
 
 
@@ -23,7 +25,7 @@ class Generated:
     """Samples, on the CPU.
 
     Attributes:
-        codes: int64 `[n, h, w]` by level name, coarse to fine.
+        codes: int64 `[n, h, w]`, or `[n, h, w, G]`, by level name, coarse to fine.
         images: uint8 `[n, C, H, W]`.
     """
 
@@ -77,46 +79,100 @@ def generate(
     seed: int,
     chunk_size: int,
     options: Mapping[str, SamplingOptions] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    fixed: Mapping[str, Fixed] | None = None,
     reduction: Reduction | None = None,
-    after_position: Callable[[], None] | None = None,
+    after_position: AfterPosition | None = None,
+    after_level: AfterLevel | None = None,
 ) -> Generated:
     """Draw codes from the priors and decode them; processes take chunks in turn, and all get everything.
 
     Args:
-        hierarchy: with a prior for every level.
+        hierarchy: with a prior for every level that is not given.
         samples: their numbers; sample i depends on (seed, i) and its label alone.
         labels: a class for each sample, -1 for none.
         seed: of the noise.
         chunk_size: samples drawn at a time.
         options: how codes are drawn, by level name; what the priors were saved with by default.
+        given: codes `[n, h, w]`, or `[n, h, w, G]`, of levels that are taken as they are.
+        fixed: for in-painting, by level name, such codes and a mask, bool `[n, h, w]`, of the positions that keep them.
         reduction: over the processes that share the work.
-        after_position: called after each position of each chunk, for a progress bar.
+        after_position: told the level after each code of each chunk of this process, for a progress bar.
+        after_level: told each level that was drawn, and its codes, on every process.
 
     Raises:
-        CheckpointError: where a level has no prior.
-        DataError: where a label is not a class, or options are given for a level that there is not.
+        CheckpointError: where a level has neither prior nor codes.
+        DataError: where a label is not a class, options or codes are for a level that there is not, or codes do not
+            fit theirs.
+        ConfigurationError: where guidance is asked for, and the prior has no classes.
     """
-    missing = [name for name in hierarchy.autoencoder.level_names if name not in hierarchy.priors]
+    names, given = hierarchy.autoencoder.level_names, given or {}
+    missing = [name for name in names if name not in hierarchy.priors and name not in given]
     if missing:
         raise CheckpointError(f"sampling takes a prior for every level; train that of {', '.join(missing)} first")
     unknown = [name for name in options or {} if name not in hierarchy.priors]
     if unknown:
-        known = ", ".join(hierarchy.autoencoder.level_names)
-        raise DataError(f"options name {', '.join(unknown)}, which is not a level; the levels are {known}")
-    reduction = reduction or Reduction()
-    chunks = np.array_split(np.arange(len(samples)), range(chunk_size, len(samples), chunk_size))
-    mine = np.concatenate([np.zeros(0, np.int64), *chunks[reduction.rank :: reduction.size]])
+        raise DataError(f"options name {', '.join(unknown)}, which is not a level; the levels are {', '.join(names)}")
+    check_level_codes(hierarchy, given, rows=len(samples), what="given codes of level ")
     codes = sample_hierarchy(
         hierarchy.priors,
         hierarchy.grids,
-        samples=np.asarray(samples)[mine].tolist(),
-        labels=None if labels is None else np.asarray(labels)[mine].tolist(),
+        samples=samples,
+        labels=labels,
         seed=seed,
         options={**hierarchy.options, **(options or {})},
+        given=given,
+        fixed=fixed,
         chunk_size=chunk_size,
+        reduction=reduction,
         after_position=after_position,
+        after_level=after_level,
     )
-    device = next(hierarchy.autoencoder.parameters()).device
-    order = reduction.concatenate(torch.from_numpy(mine).to(device)).argsort().cpu()
-    codes = {name: reduction.concatenate(code.to(device)).cpu()[order] for name, code in codes.items()}
+    codes = in_level_order(codes, names, "codes")
     return Generated(codes, unit_to_bytes(decode_images(hierarchy, codes, chunk_size=chunk_size)))
+
+
+def check_level_codes(hierarchy: Hierarchy, codes: Mapping[str, Tensor], *, rows: int, what: str) -> None:
+    """Refuse codes that are not those of the hierarchy's levels, on the grids of its images.
+
+    Args:
+        hierarchy: whose levels.
+        codes: of some levels.
+        rows: n.
+        what: they are, for the error; the level's name follows.
+
+    Raises:
+        DataError: where there is no such level, or type, shape or range are not those of the level.
+    """
+    for name, code in codes.items():
+        if name not in hierarchy.grids:
+            raise DataError(f"{what}{name} are of no level; the levels are {', '.join(hierarchy.grids)}")
+        check_codes(
+            code,
+            f"{what}{name}",
+            shape=(rows, *level_code_shape(hierarchy, name)),
+            codebook_size=hierarchy.autoencoder.quantizers[name].codebook_size,
+        )
+
+
+def level_code_shape(hierarchy: Hierarchy, level: str) -> tuple[int, ...]:
+    """Of one image's codes of a level: `[h, w]`, or `[h, w, G]` where positions have several."""
+    several = hierarchy.autoencoder.quantizers[level].codes_per_position
+    return (*hierarchy.grids[level], several) if several > 1 else hierarchy.grids[level]
+
+
+def covered_cells(mask: Tensor, *, grid: Sequence[int], stride: int) -> Tensor:
+    """bool `[B, h, w]`: the cells of a level of which the mask marks every pixel.
+
+    Args:
+        mask: bool `[B, H, W]`; beyond its edges it goes on by reflection, as images do.
+        grid: (h, w) of the level.
+        stride: pixels per cell and axis.
+
+    >>> mask = torch.tensor([[[True, True, True, False], [True, True, True, True]]])
+    >>> covered_cells(mask, grid=(1, 2), stride=2).tolist()
+    [[[True, False]]]
+    """
+    bottom, right = (n * stride - length for n, length in zip(grid, mask.shape[1:], strict=True))
+    hidden = functional.pad((~mask).float().unsqueeze(1), [0, right, 0, bottom], mode="reflect")
+    return functional.max_pool2d(hidden, stride).squeeze(1) == 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from hvq.config import RunConfig
 from hvq.data import CodeFolder, ImageSource, Sources
@@ -15,7 +15,8 @@ from hvq.data.pixels import bytes_to_model, unit_to_bytes
 from hvq.evaluation.generation import decode_images
 from hvq.evaluation.pictures import reconstruction_grid, sample_grid, training_curves, usage_histogram
 from hvq.evaluation.report import Picture, write_report
-from hvq.evaluation.samples import TENSORS
+from hvq.evaluation.sample_files import TENSORS, read_description
+from hvq.files import read_tensors
 from hvq.storage import Hierarchy, RunFolder, load_hierarchy
 
 _ORIGINALS_SHOWN = 10
@@ -46,7 +47,7 @@ def write_run_report(config: RunConfig, run: RunFolder, sources: Sources, *, sta
         pictures=pictures,
         level_names=names,
         summary=_summary(config, hierarchy),
-        notes={"reconstructions": _stand_in_note(stand_ins)},
+        notes={"reconstructions": _stand_in_note(stand_ins), "samples": _choice_note(run.samples / TENSORS)},
     )
 
 
@@ -58,7 +59,7 @@ def run_pictures(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, source
         codes = CodeFolder(run.codes, "validation")
         pictures["usage"] = usage_histogram({name: codes.counts(name) for name in names}, names)
     if (run.samples / TENSORS).exists():
-        samples = load_file(run.samples / TENSORS)
+        samples, _ = read_tensors(run.samples / TENSORS, "samples")
         labels = samples["labels"] if hierarchy.classes else None
         pictures["samples"] = sample_grid(samples["images"], labels, hierarchy.classes or None)
     curves = training_curves(run.lines(), names)
@@ -116,3 +117,13 @@ def _summary(config: RunConfig, hierarchy: Hierarchy) -> str:
 def _stand_in_note(stand_ins: Mapping[str, str]) -> str:
     texts = [f"{name}: {text}" for name, text in stand_ins.items() if text]
     return f"Levels that are left out are replaced by a stand-in ({'; '.join(texts)})." if texts else ""
+
+
+def _choice_note(path: Path) -> str:
+    """Whether the samples are all that were drawn; nothing of files that do not say."""
+    if not path.exists():
+        return ""
+    tensors, metadata = read_tensors(path, "samples")
+    candidates = read_description(metadata, path).candidates if metadata else 0
+    shown = len(tensors["labels"])
+    return f"The {shown} of {candidates} candidates that a classifier was surest of." if candidates > shown else ""

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from hvq.config import RunConfig
+from hvq.data import Sources, build_sources
 from hvq.distributed import Reduction
-from hvq.evaluation.generation import Generated, generate
+from hvq.errors import CheckpointError
+from hvq.evaluation.generation import Generated, generate, level_code_shape
 from hvq.evaluation.pictures import sample_grid
-from hvq.files import write_folder, write_tensors
+from hvq.evaluation.rejection import candidate_labels, check_share, fit_judge
+from hvq.evaluation.sample_files import (
+    TENSORS,
+    Samples,
+    read_samples_file,
+    require_same_everywhere,
+    write_samples_file,
+)
+from hvq.files import remove_folder, write_folder
 from hvq.priors import SamplingOptions
-from hvq.storage import Hierarchy, RunFolder
+from hvq.priors.sampling import AfterLevel, AfterPosition
+from hvq.storage import Hierarchy, RunFolder, encoder_hash
 
-TENSORS = "samples.safetensors"
 GRID = "samples.png"
+STAGE = "samples"
 
 
 def class_labels(num_classes: int, per_class: int) -> list[int]:
@@ -29,56 +44,75 @@ def class_labels(num_classes: int, per_class: int) -> list[int]:
     return [label for label in (range(num_classes) if num_classes else [-1]) for _ in range(per_class)]
 
 
+def sampling_options(config: RunConfig, hierarchy: Hierarchy) -> dict[str, SamplingOptions]:
+    """What `priors.<level>.sampling` says of each level that has a prior."""
+    return {name: SamplingOptions(**config.prior(name).sampling.model_dump()) for name in hierarchy.priors}
+
+
 def draw_samples(
     config: RunConfig,
     hierarchy: Hierarchy,
-    labels: list[int],
+    labels: Sequence[int],
     *,
     reduction: Reduction,
     seed: int | None = None,
     what: str = "samples",
+    numbers: Sequence[int] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    after_level: AfterLevel | None = None,
 ) -> Generated:
     """Samples of some classes, with a progress bar in codes per second on the first process's terminal.
 
     Args:
         config: of the run; `priors.<level>.sampling` says how codes are drawn.
-        hierarchy: with a prior for every level.
+        hierarchy: with a prior for every level that is not given.
         labels: a class for each sample.
         reduction: over the processes that share the work.
         seed: of the noise; the run's by default.
-        what: is drawn, for the bar.
+        what: is drawn, for the bar, which names the level too.
+        numbers: of the samples; from 0 on by default.
+        given: codes of levels that are taken as they are.
+        after_level: told each level that was drawn, and its codes, on every process.
     """
+    given = given or {}
     chunks = math.ceil(math.ceil(len(labels) / config.chunk_size) / reduction.size)
-    codes_per_position = config.chunk_size * reduction.size
-    positions = sum(math.prod(grid) for grid in hierarchy.grids.values())
-    disable = None if reduction.rank == 0 else True
+    codes_at_once = config.chunk_size * reduction.size
+    codes_of_each = sum(math.prod(level_code_shape(hierarchy, name)) for name in hierarchy.grids if name not in given)
     with tqdm(
-        total=chunks * positions * codes_per_position, desc=what, unit="code", unit_scale=True, disable=disable
+        total=chunks * codes_of_each * codes_at_once,
+        desc=what,
+        unit="code",
+        unit_scale=True,
+        disable=None if reduction.rank == 0 else True,
     ) as bar:
-
-        def after_position() -> None:
-            bar.update(codes_per_position)
-
         return generate(
             hierarchy,
-            samples=range(len(labels)),
+            samples=range(len(labels)) if numbers is None else numbers,
             labels=labels,
             seed=config.seed if seed is None else seed,
             chunk_size=config.chunk_size,
-            options={name: SamplingOptions(**config.prior(name).sampling.model_dump()) for name in hierarchy.priors},
+            options=sampling_options(config, hierarchy),
+            given=given,
             reduction=reduction,
-            after_position=after_position,
+            after_position=_counting(bar, what, codes_at_once),
+            after_level=after_level,
         )
 
 
-def write_samples(folder: Path, generated: Generated, labels: list[int], classes: tuple[str, ...]) -> None:
-    """Leave samples as one safetensors file (images, labels, codes by level) and one picture."""
-    tensors = {"images": generated.images, "labels": torch.tensor(labels, dtype=torch.int64)}
-    tensors |= {f"codes.{name}": codes for name, codes in generated.codes.items()}
-    grid = sample_grid(generated.images, torch.tensor(labels) if classes else None, classes or None)
+def write_samples(folder: Path, samples: Samples, *, encoder: str, classes: Sequence[str]) -> None:
+    """Leave samples as one safetensors file (images, labels, numbers, codes by level) and one picture.
+
+    Args:
+        folder: where they go; whole or not at all.
+        samples: with images.
+        encoder: hash of the autoencoder that the codes belong to.
+        classes: their names.
+    """
+    assert samples.images is not None
+    grid = sample_grid(samples.images, samples.labels if classes else None, classes or None)
 
     def write(partial: Path) -> None:
-        write_tensors(partial / TENSORS, tensors)
+        write_samples_file(partial / TENSORS, samples, encoder=encoder)
         grid.save(partial / GRID)
 
     write_folder(folder, write)
@@ -90,22 +124,132 @@ def sample_run(
     hierarchy: Hierarchy,
     *,
     reduction: Reduction,
-    labels: list[int] | None = None,
+    labels: Sequence[int] | None = None,
     seed: int | None = None,
-) -> Generated:
+    from_codes: Path | None = None,
+    keep: float | None = None,
+    sources: Sources | None = None,
+) -> Samples:
     """Draw the samples that a run's configuration asks for, and leave them in the run folder.
+
+    Each level that is finished is kept in `checkpoints/samples/` until all are, so that a call that is ended loses the
+    level that was being drawn at most: another one goes on from there.
 
     Args:
         config: of the run.
         run: where everything lies.
-        hierarchy: with a prior for every level.
+        hierarchy: with a prior for every level that is not taken from a file.
         reduction: over the processes that share the work.
-        labels: classes to draw; by default `sampling.samples_per_class` of each.
-        seed: of the noise; the run's by default.
+        labels: classes to draw; by default those of `from_codes`, or else `sampling.samples_per_class` of each.
+        seed: of the noise; by default that of `from_codes`, or else the run's.
+        from_codes: samples, as a folder or a safetensors file; levels that are found there are taken, the rest drawn.
+        keep: share of the candidates to keep, those that a classifier of real images is surest of; so many more are
+            drawn that as many as were asked for are left.
+        sources: the images that the classifier learns from; those of `config.data` by default.
+
+    Raises:
+        CheckpointError: where a prior is missing, or the samples of `from_codes` are not of this run or not those that
+            are asked for.
+        ConfigurationError: where `keep` is not in (0, 1], or guidance is asked for without classes.
+        DataError: where `keep` is asked for, and there are no classes or no real images.
     """
-    if labels is None:
-        labels = class_labels(len(hierarchy.classes), config.sampling.samples_per_class)
-    generated = draw_samples(config, hierarchy, labels, reduction=reduction, seed=seed)
+    samples = _begun(config, hierarchy, labels=labels, seed=seed, from_codes=from_codes, keep=keep, reduction=reduction)
+    judge = None
+    if keep is not None:
+        # Before anything is drawn, so that missing images are noticed at once.
+        images = (sources or build_sources(config.data, config.seed)).train
+        judge = fit_judge(config, hierarchy, images, labels=samples.labels.tolist(), share=keep, reduction=reduction)
+    encoder = encoder_hash(hierarchy.autoencoder)
+    samples = _finished(config, run, hierarchy, samples, reduction=reduction, encoder=encoder)
+    if judge is not None:
+        samples = judge.choose(samples, reduction)
     if reduction.rank == 0:
-        write_samples(run.samples, generated, labels, hierarchy.classes)
-    return generated
+        write_samples(run.samples, samples, encoder=encoder, classes=hierarchy.classes)
+        remove_folder(run.checkpoint(STAGE))
+    # No process goes on before the files are there, for it may read them next.
+    reduction.sum(torch.zeros(1, device=next(hierarchy.autoencoder.parameters()).device))
+    return samples
+
+
+def _begun(
+    config: RunConfig,
+    hierarchy: Hierarchy,
+    *,
+    labels: Sequence[int] | None,
+    seed: int | None,
+    from_codes: Path | None,
+    keep: float | None,
+    reduction: Reduction,
+) -> Samples:
+    """What is to be drawn, and the codes that are there already; the same on every process."""
+    if keep is not None:
+        check_share(keep)
+    if labels is None and from_codes is None:
+        labels = class_labels(len(hierarchy.classes), config.sampling.samples_per_class)
+    if labels is not None and keep is not None:
+        labels = candidate_labels(labels, keep)
+    if from_codes is not None:
+        samples = read_samples_file(from_codes, hierarchy)
+        _require_asked_for(samples, labels, seed, from_codes)
+        device = next(hierarchy.autoencoder.parameters()).device
+        require_same_everywhere(samples, reduction=reduction, device=device, path=from_codes)
+        return samples
+    assert labels is not None
+    return Samples(
+        numbers=torch.arange(len(labels)),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        seed=config.seed if seed is None else seed,
+        candidates=len(labels),
+    )
+
+
+def _require_asked_for(samples: Samples, labels: Sequence[int] | None, seed: int | None, path: Path) -> None:
+    if seed is not None and seed != samples.seed:
+        raise CheckpointError(
+            f"the samples in {path} are of seed {samples.seed}; asked for is seed {seed}: leave it out to go on with "
+            "theirs, or draw new ones"
+        )
+    if labels is not None and list(labels) != samples.labels.tolist():
+        raise CheckpointError(
+            f"the {len(samples)} samples in {path} are not of the {len(labels)} classes, in their order, that are "
+            "asked for: leave the classes out to go on with theirs, or draw new ones"
+        )
+
+
+def _finished(
+    config: RunConfig,
+    run: RunFolder,
+    hierarchy: Hierarchy,
+    samples: Samples,
+    *,
+    reduction: Reduction,
+    encoder: str,
+) -> Samples:
+    """Draw the levels that are missing, keep each as soon as it is there, and decode."""
+    drawn, options = dict(samples.codes), {**sampling_options(config, hierarchy), **samples.options}
+
+    def keep_level(name: str, codes: Tensor) -> None:
+        drawn[name] = codes
+        if reduction.rank == 0:
+            so_far = replace(samples, codes=dict(drawn), options={level: options[level] for level in drawn})
+            write_samples_file(run.checkpoint(STAGE) / TENSORS, so_far, encoder=encoder)
+
+    generated = draw_samples(
+        config,
+        hierarchy,
+        samples.labels.tolist(),
+        reduction=reduction,
+        seed=samples.seed,
+        numbers=samples.numbers.tolist(),
+        given=samples.codes,
+        after_level=keep_level,
+    )
+    return replace(samples, codes=generated.codes, images=generated.images, options=options)
+
+
+def _counting(bar: tqdm[NoReturn], what: str, codes_at_once: int) -> AfterPosition:
+    def after_position(level: str) -> None:
+        bar.set_description(f"{what}, {level}", refresh=False)
+        bar.update(codes_at_once)
+
+    return after_position

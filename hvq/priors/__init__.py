@@ -3,9 +3,10 @@
 from hvq.priors.base import Prior, PriorCache
 from hvq.priors.build import build_prior
 from hvq.priors.condition import Condition, ConditionEncoder
+from hvq.priors.drawing import SamplingOptions
 from hvq.priors.pixelcnn import PixelCNNPrior
 from hvq.priors.pixelsnail import PixelSNAILPrior
-from hvq.priors.sampling import SamplingOptions, sample_hierarchy, sample_level
+from hvq.priors.sampling import sample_hierarchy, sample_level
 from hvq.priors.transformer import TransformerPrior
 
 __all__ = [

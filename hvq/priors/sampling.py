@@ -1,83 +1,32 @@
-"""Codes drawn from priors, level by level; sample i depends on (seed, i) alone.
+"""Codes drawn from priors, level by level; sample i depends on (seed, i) and its label alone.
 
-Letters: B batch, h w grid, K codebook size.
+Letters: B batch, n samples, h w grid, K codebook size, G codes per position.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from hvq.errors import ConfigurationError, DataError
-from hvq.level_names import in_level_order
+from hvq.chunks import padded_rows
+from hvq.distributed import Reduction
 from hvq.priors.base import Prior
 from hvq.priors.condition import Condition
-from hvq.randomness import uniform
+from hvq.priors.drawing import SamplingOptions, draw, gumbel_noise
+from hvq.priors.guidance import guided_logits, require_classes, with_and_without_class
+from hvq.priors.known import Fixed, check_fixed, flat_fixed
+from hvq.priors.request import Request, code_shape
 
+AfterPosition: TypeAlias = Callable[[str], None]
+"""Is told the level after each code of the grid."""
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How codes of one level are drawn.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the most probable code.
-        top_k: draw among the k most probable codes only.
-        top_p: draw among the most probable codes that together hold this share.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
-            raise ConfigurationError(
-                "temperature must be at least 0, top_p in (0, 1] and top_k at least 1 or None; received "
-                f"{self.temperature}, {self.top_p} and {self.top_k}"
-            )
-
-
-def draw(logits: Tensor, noise: Tensor, options: SamplingOptions) -> Tensor:
-    """Codes int64 `[B]` from logits `[B, K]`, by the Gumbel-max rule.
-
-    Args:
-        logits: `[B, K]`.
-        noise: `[B, K]` of standard Gumbel noise.
-        options: temperature and the two cuts.
-
-    >>> draw(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([[0.0, 0.0, 5.0]]), SamplingOptions(top_k=1)).tolist()
-    [1]
-    """
-    if options.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits / options.temperature
-    if options.top_k is not None and options.top_k < logits.shape[-1]:
-        smallest = logits.topk(options.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
-    if options.top_p < 1:
-        logits = _cut_to_share(logits, options.top_p)
-    return (logits + noise.to(logits)).argmax(dim=-1)
-
-
-def _cut_to_share(logits: Tensor, share: float) -> Tensor:
-    """Keep the most probable codes up to and with the one that completes the share."""
-    ordered, order = logits.sort(dim=-1, descending=True)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    return torch.full_like(logits, -torch.inf).scatter(-1, order, ordered.masked_fill(before >= share, -torch.inf))
-
-
-def gumbel_noise(seed: int, samples: Sequence[int], level: str, position: int, codebook_size: int) -> Tensor:
-    """Standard Gumbel noise `[B, K]`, float64 on the CPU, a function of (seed, sample, level, position)."""
-    rows = np.asarray(samples)[:, None]
-    draws = uniform(seed, "sample", level, rows, position, np.arange(codebook_size))
-    return torch.from_numpy(-np.log(-np.log(draws)))
+AfterLevel: TypeAlias = Callable[[str, Tensor], None]
+"""Is told a level and all of its codes, once they are drawn."""
 
 
 @torch.no_grad()
@@ -90,6 +39,7 @@ def sample_level(
     samples: Sequence[int],
     seed: int = 0,
     options: SamplingOptions | None = None,
+    fixed: Fixed | None = None,
     after_position: Callable[[], None] | None = None,
 ) -> Tensor:
     """Codes int64 `[B, *grid]` of one level, `[B, *grid, G]` where positions have several, on the prior's device.
@@ -101,17 +51,24 @@ def sample_level(
         level: its name, one of the keys of the noise.
         samples: B numbers of samples, the other key beside the seed.
         seed: of the noise.
-        options: temperature and cuts.
+        options: temperature, cuts and guidance.
+        fixed: codes `[B, *grid]`, or `[B, *grid, G]`, and a mask, bool `[B, *grid]`, of the positions that keep them.
+            Codes are drawn in raster order, so that a position sees the fixed ones before it, not those after it.
         after_position: called after each code of the grid, for a progress bar.
+
+    Raises:
+        ConfigurationError: where guidance is asked for, and the prior has no classes.
+        DataError: where fixed codes do not fit.
     """
-    options = options or SamplingOptions()
-    cache = prior.make_cache(condition, len(samples), grid)
+    options, shape = options or SamplingOptions(), code_shape(prior, grid)
+    next_logits = _Logits(prior, condition, len(samples), grid, level=level, guidance=options.guidance)
     codes: list[Tensor] = []
-    shape = code_shape(prior, grid)
+    kept = None if fixed is None else _kept(prior, fixed, len(samples), grid, level)
     for position in range(math.prod(shape)):
-        logits, cache = prior.step(codes[-1] if codes else None, cache)
+        logits = next_logits(codes[-1] if codes else None)
         noise = gumbel_noise(seed, samples, level, position, prior.codebook_size)
-        codes.append(draw(logits, noise.to(logits.device), options))
+        drawn = draw(logits, noise.to(logits.device), options)
+        codes.append(drawn if kept is None else torch.where(kept[1][:, position], kept[0][:, position], drawn))
         if after_position is not None:
             after_position()
     return torch.stack(codes, dim=1).view(len(samples), *shape)
@@ -125,89 +82,133 @@ def sample_hierarchy(
     labels: Sequence[int] | None = None,
     seed: int = 0,
     options: Mapping[str, SamplingOptions] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    fixed: Mapping[str, Fixed] | None = None,
     chunk_size: int = 64,
-    after_position: Callable[[], None] | None = None,
+    reduction: Reduction | None = None,
+    after_position: AfterPosition | None = None,
+    after_level: AfterLevel | None = None,
 ) -> dict[str, Tensor]:
     """Codes of all levels, coarse to fine, each drawn given the coarser ones and the class.
 
-    Models run on chunks of one size, the last one filled up, so that a sample is the same whatever else is drawn.
+    Models run on chunks of one size, the last one filled up, so that a sample is the same whatever else is drawn. A
+    level is drawn for all samples before the next one is begun; processes take chunks in turn, and all get everything.
 
     Args:
-        priors: by level name, in any order, in evaluation mode.
+        priors: by level name, in any order, in evaluation mode; a level whose codes are given needs none.
         grids: (h, w) of each level.
-        samples: numbers of the samples; sample i depends on (seed, i) and its label alone.
+        samples: numbers of the n samples; sample i depends on (seed, i) and its label alone.
         labels: a class for each sample, -1 for none.
         seed: of the noise.
-        options: temperature and cuts by level name.
+        options: temperature, cuts and guidance by level name.
+        given: codes `[n, h, w]`, or `[n, h, w, G]`, of levels that are taken as they are.
+        fixed: for in-painting, by level name, such codes and a mask, bool `[n, h, w]`, of the positions that keep them.
         chunk_size: samples drawn at a time.
-        after_position: called after each position of each chunk, for a progress bar.
+        reduction: over the processes that share the work.
+        after_position: told the level after each code of each chunk of this process, for a progress bar.
+        after_level: told each level that was drawn, and its codes, on every process.
 
     Returns:
         int64 `[n, h, w]`, or `[n, h, w, G]`, on the CPU, by level name, coarse to fine.
 
     Raises:
-        DataError: where samples and labels differ in number, a label is out of range, or options name no level.
+        DataError: where samples and labels differ in number, a label is out of range, options, `given` or `fixed` name
+            no level, their codes do not fit, or a level that another one is conditioned on has neither prior nor codes.
+        ConfigurationError: where guidance is asked for, and the prior has no classes.
     """
-    # A level is drawn once all that its prior is conditioned on has been.
-    names = sorted(priors, key=lambda name: len(priors[name].coarser))
-    priors, grids = {name: priors[name] for name in names}, in_level_order(grids, names, "grids")
-    numbers = np.asarray(samples, np.int64)
-    classes = np.full(len(numbers), -1) if labels is None else np.asarray(labels, np.int64)
-    _check_request(names, len(numbers), len(classes), options or {})
-    chunks = [
-        _sample_chunk(
-            priors,
-            grids,
-            _filled(numbers[start : start + chunk_size], chunk_size),
-            _filled(classes[start : start + chunk_size], chunk_size),
+    numbers = torch.tensor(list(samples), dtype=torch.int64)
+    classes = torch.full_like(numbers, -1) if labels is None else torch.tensor(list(labels), dtype=torch.int64)
+    request = Request(priors, grids, numbers, classes, options or {}, given or {}, fixed or {})
+    request.check()
+    codes: dict[str, Tensor] = {}
+    for name in request.level_names:
+        if name in request.given:
+            codes[name] = request.given[name].to("cpu", torch.int64)
+            continue
+        codes[name] = _draw_level(
+            request,
+            name,
+            codes,
             seed=seed,
-            options=options or {},
+            chunk_size=chunk_size,
+            reduction=reduction or Reduction(),
             after_position=after_position,
         )
-        for start in range(0, len(numbers), chunk_size)
-    ]
-    empty = {name: torch.zeros(0, *code_shape(prior, grids[name]), dtype=torch.int64) for name, prior in priors.items()}
-    return {name: torch.cat([empty[name], *(chunk[name] for chunk in chunks)])[: len(numbers)] for name in grids}
+        if after_level is not None:
+            after_level(name, codes[name])
+    return codes
 
 
-def code_shape(prior: Prior, grid: Sequence[int]) -> tuple[int, ...]:
-    """Of one sample's codes: `[*grid]`, or `[*grid, G]` where positions have several."""
-    return (*grid, prior.codes_per_position) if prior.codes_per_position > 1 else tuple(grid)
+class _Logits:
+    """Logits `[B, K]` of code after code of a batch of grids, guided where that is asked for."""
+
+    def __init__(
+        self, prior: Prior, condition: Condition, batch: int, grid: Sequence[int], *, level: str, guidance: float
+    ) -> None:
+        require_classes(prior, level, guidance)
+        self._prior, self._labels, self._guidance = prior, condition.labels, guidance
+        # Also where no sample has a class: what a sample becomes must not depend on the labels of others.
+        self._twice = guidance != 1
+        if self._twice:
+            condition, batch = with_and_without_class(condition), 2 * batch
+        self._cache = prior.make_cache(condition, batch, grid)
+
+    def __call__(self, previous: Tensor | None) -> Tensor:
+        if self._twice and previous is not None:
+            previous = previous.repeat(2)
+        logits, self._cache = self._prior.step(previous, self._cache)
+        return guided_logits(logits, self._labels, self._guidance) if self._twice else logits
 
 
-def _check_request(names: Sequence[str], samples: int, labels: int, options: Mapping[str, SamplingOptions]) -> None:
-    if samples != labels:
-        raise DataError(f"each sample takes one label, -1 for none; received {samples} samples and {labels} labels")
-    unknown = [name for name in options if name not in names]
-    if unknown:
-        raise DataError(f"options name {', '.join(unknown)}; the levels are {', '.join(names)}")
+def _kept(prior: Prior, fixed: Fixed, batch: int, grid: Sequence[int], level: str) -> Fixed:
+    shape, what = (batch, *code_shape(prior, grid)), f"fixed codes of level {level}"
+    check_fixed(fixed, what, shape=shape, axes=len(grid), codebook_size=prior.codebook_size)
+    return flat_fixed(fixed, codes_per_position=prior.codes_per_position, device=_device(prior))
 
 
-def _filled(values: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    return np.concatenate([values, np.repeat(values[-1:], length - len(values))])
+def _device(prior: Prior) -> torch.device:
+    return next(prior.parameters()).device
 
 
-def _sample_chunk(
-    priors: Mapping[str, Prior],
-    grids: Mapping[str, Sequence[int]],
-    samples: NDArray[np.int64],
-    labels: NDArray[np.int64],
+def _draw_level(
+    request: Request,
+    name: str,
+    coarser: Mapping[str, Tensor],
     *,
     seed: int,
-    options: Mapping[str, SamplingOptions],
-    after_position: Callable[[], None] | None,
-) -> dict[str, Tensor]:
-    codes: dict[str, Tensor] = {}
-    for name, prior in priors.items():
-        device = next(prior.parameters()).device
-        codes[name] = sample_level(
+    chunk_size: int,
+    reduction: Reduction,
+    after_position: AfterPosition | None,
+) -> Tensor:
+    """Codes int64 `[n, h, w]`, or `[n, h, w, G]`, of one level on the CPU, on every process."""
+    prior = request.priors[name]
+    chunks = [rows for rows in torch.arange(len(request.numbers)).split(chunk_size) if len(rows)]
+    mine = chunks[reduction.rank :: reduction.size]
+    drawn = [torch.zeros(0, *code_shape(prior, request.grids[name]), dtype=torch.int64)]
+    for rows in mine:
+        filled = padded_rows(rows, chunk_size)
+        codes = sample_level(
             prior,
-            Condition(codes=codes, labels=torch.from_numpy(labels).to(device)),
-            grids[name],
+            _condition(prior, request.labels[filled], {level: coarser[level][filled] for level in prior.coarser}),
+            request.grids[name],
             level=name,
-            samples=samples.tolist(),
+            samples=request.numbers[filled].tolist(),
             seed=seed,
-            options=options.get(name),
-            after_position=after_position,
+            options=request.options.get(name),
+            fixed=_rows(request.fixed.get(name), filled),
+            after_position=None if after_position is None else partial(after_position, name),
         )
-    return {name: code.cpu() for name, code in codes.items()}
+        drawn.append(codes[: len(rows)].cpu())
+    # Through the models' device, since the processes of several GPUs exchange nothing else.
+    device, none = _device(prior), torch.zeros(0, dtype=torch.int64)
+    order = reduction.concatenate(torch.cat([none, *mine]).to(device)).argsort().cpu()
+    return reduction.concatenate(torch.cat(drawn).to(device)).cpu()[order]
+
+
+def _condition(prior: Prior, labels: Tensor, codes: Mapping[str, Tensor]) -> Condition:
+    device = _device(prior)
+    return Condition(codes={name: code.to(device) for name, code in codes.items()}, labels=labels.to(device))
+
+
+def _rows(fixed: Fixed | None, rows: Tensor) -> Fixed | None:
+    return None if fixed is None else (fixed[0].cpu()[rows], fixed[1].cpu()[rows])

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from hvq.errors import DataError
-from hvq.evaluation.classification import SmallClassifier, _offsets, _order, _shifted, classification_accuracy
+from hvq.evaluation.classification import (
+    SmallClassifier,
+    _offsets,
+    _order,
+    _shifted,
+    class_probabilities,
+    classification_accuracy,
+    fit_classifier,
+    predict_classes,
+)
 from hvq.randomness import permutation
 
 
@@ -32,6 +41,19 @@ def _accuracy(seed: int = 0, *, steps: int = 30, shuffled_labels: bool = False) 
 
 def test_learns_what_can_be_learned() -> None:
     assert _accuracy() >= 0.95
+
+
+def test_probabilities_are_those_of_the_classifier_behind_the_accuracy() -> None:
+    images, labels = _stripes(47, seed=1)
+    test_images, test_labels = _stripes(60, seed=2)
+    classifier = fit_classifier(images, labels, num_classes=3, steps=30, batch_size=16)
+    probabilities = class_probabilities(classifier, test_images)
+    assert probabilities.dtype == torch.float64
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(60, dtype=torch.float64))
+    assert torch.equal(probabilities.argmax(1), predict_classes(classifier, test_images))
+    assert float((probabilities.argmax(1) == test_labels).double().mean()) == _accuracy()
+    with pytest.raises(DataError, match="training images must be uint8"):
+        fit_classifier(images[:0], labels[:0], num_classes=3)
 
 
 def test_learns_nothing_from_wrong_labels() -> None:

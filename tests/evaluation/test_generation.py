@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hvq.distributed import Reduction
-from hvq.evaluation.generation import Generated, generate
+from hvq.errors import DataError
+from hvq.evaluation.generation import Generated, covered_cells, generate
 from hvq.storage import load_hierarchy
 from tests.runs import TrainedRun
 from tests.threads import run_in_threads
@@ -43,13 +46,100 @@ def test_a_sample_is_its_number(trained_run: TrainedRun) -> None:
 
 
 def test_a_bar_can_count_positions(trained_run: TrainedRun) -> None:
-    calls: list[None] = []
+    calls: list[str] = []
     generate(
         load_hierarchy(trained_run.run),
         samples=range(11),
         labels=None,
         seed=0,
         chunk_size=5,
-        after_position=lambda: calls.append(None),
+        after_position=calls.append,
     )
-    assert len(calls) == 3 * (2 * 2 + 4 * 4)
+    assert calls == ["top"] * 3 * 2 * 2 + ["bottom"] * 3 * 4 * 4
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_level_is_whole_on_every_process_before_the_next_is_begun(trained_run: TrainedRun, processes: int) -> None:
+    hierarchy = load_hierarchy(trained_run.run)
+    alone = generate(hierarchy, samples=range(23), labels=LABELS, seed=2, chunk_size=5)
+
+    def draw(reduction: Reduction) -> list[tuple[str, bool]]:
+        events: list[tuple[str, bool]] = []
+        generate(
+            hierarchy,
+            samples=range(23),
+            labels=LABELS,
+            seed=2,
+            chunk_size=5,
+            reduction=reduction,
+            after_level=lambda name, codes: events.append((name, torch.equal(codes, alone.codes[name]))),
+        )
+        return events
+
+    assert run_in_threads(draw, processes) == [[("top", True), ("bottom", True)]] * processes
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_given_and_fixed_codes_are_shared_out_with_their_samples(trained_run: TrainedRun, processes: int) -> None:
+    hierarchy = load_hierarchy(trained_run.run)
+    top, bottom = torch.randint(11, (23, 2, 2)), torch.randint(13, (23, 4, 4))
+    mask = torch.rand(23, 4, 4) < 0.5
+
+    def draw(reduction: Reduction) -> Generated:
+        return generate(
+            hierarchy,
+            samples=range(23),
+            labels=LABELS,
+            seed=2,
+            chunk_size=5,
+            given={"top": top},
+            fixed={"bottom": (bottom, mask)},
+            reduction=reduction,
+        )
+
+    alone = draw(Reduction())
+    for found in run_in_threads(draw, processes):
+        assert list(found.codes) == ["top", "bottom"]
+        assert torch.equal(found.codes["top"], top)
+        assert torch.equal(found.codes["bottom"][mask], bottom[mask])
+        assert torch.equal(found.codes["bottom"], alone.codes["bottom"])
+        assert torch.equal(found.images, alone.images)
+
+
+def test_codes_that_are_not_those_of_the_hierarchy_are_refused(trained_run: TrainedRun) -> None:
+    hierarchy = load_hierarchy(trained_run.run)
+    for codes, fault in (
+        ({"botom": torch.zeros(1, 4, 4)}, "given codes of level botom are of no level; the levels are top, bottom"),
+        ({"top": torch.zeros(1, 4, 4, dtype=torch.int64)}, r"level top must be integers \[1, 2, 2\]"),
+        ({"bottom": torch.full((1, 4, 4), 13)}, r"level bottom must be in 0 \.\. 12; received 13 \.\. 13"),
+    ):
+        with pytest.raises(DataError, match=fault):
+            generate(hierarchy, samples=[0], labels=None, seed=0, chunk_size=5, given=codes)
+
+
+@given(data=st.data(), stride=st.integers(1, 5), size=st.tuples(st.integers(5, 11), st.integers(5, 13)))
+def test_cells_are_kept_where_every_pixel_is(data: st.DataObject, stride: int, size: tuple[int, int]) -> None:
+    height, width = size
+    hidden = data.draw(st.lists(st.tuples(st.integers(0, height - 1), st.integers(0, width - 1)), max_size=4))
+    mask = torch.ones(2, height, width, dtype=torch.bool)
+    for row, column in hidden:
+        mask[1, row, column] = False
+    grid = (-(-height // stride), -(-width // stride))
+
+    def reflected(place: int, length: int) -> int:
+        return place if place < length else 2 * (length - 1) - place
+
+    expected = [
+        [
+            all(
+                bool(mask[1, reflected(i * stride + y, height), reflected(j * stride + x, width)])
+                for y in range(stride)
+                for x in range(stride)
+            )
+            for j in range(grid[1])
+        ]
+        for i in range(grid[0])
+    ]
+    found = covered_cells(mask, grid=grid, stride=stride)
+    assert found[0].all()
+    assert found[1].tolist() == expected

@@ -1,0 +1,206 @@
+"""Samples as a safetensors file, finished or with some levels still to be drawn, and what they belong to.
+
+Letters: n samples, C H W image, h w grid, G codes per position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeInt, ValidationError
+from torch import Tensor
+
+from hvq.config import CodeSamplingConfig
+from hvq.config_base import FrozenModel
+from hvq.distributed import Reduction
+from hvq.errors import CheckpointError
+from hvq.evaluation.generation import check_level_codes
+from hvq.files import read_tensors, write_tensors
+from hvq.level_names import in_level_order
+from hvq.priors import SamplingOptions
+from hvq.storage import Hierarchy, encoder_hash
+
+TENSORS = "samples.safetensors"
+
+# The one entry of a file's metadata: safetensors writes several in an order that changes from process to process.
+_ENTRY = "samples"
+
+
+class SamplesDescription(FrozenModel):
+    """What a file of samples says of them, beside the tensors."""
+
+    format_version: Literal[1] = 1
+    encoder_hash: str
+    seed: int
+    options: dict[str, CodeSamplingConfig]
+    candidates: NonNegativeInt
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples, with the codes of all levels or of some.
+
+    Attributes:
+        numbers: int64 `[n]`; a sample depends on seed, number and label alone.
+        labels: int64 `[n]`, -1 for none.
+        seed: of the noise.
+        options: how codes were drawn, by level name.
+        codes: int64 `[n, h, w]`, or `[n, h, w, G]`, of the levels that are drawn, coarse to fine.
+        images: uint8 `[n, C, H, W]`; None before all levels are drawn.
+        candidates: how many were drawn to choose these from; n where all of them are here.
+    """
+
+    numbers: Tensor
+    labels: Tensor
+    seed: int
+    options: Mapping[str, SamplingOptions] = field(default_factory=dict)
+    codes: Mapping[str, Tensor] = field(default_factory=dict)
+    images: Tensor | None = None
+    candidates: int = 0
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def rows(self, rows: Tensor) -> Samples:
+        """Some of the samples, chosen from these."""
+        return Samples(
+            numbers=self.numbers[rows],
+            labels=self.labels[rows],
+            seed=self.seed,
+            options=self.options,
+            codes={name: codes[rows] for name, codes in self.codes.items()},
+            images=None if self.images is None else self.images[rows],
+            candidates=self.candidates,
+        )
+
+
+def write_samples_file(path: Path, samples: Samples, *, encoder: str) -> None:
+    """Write samples, whole or not at all.
+
+    Args:
+        path: of the file.
+        samples: finished, or with some levels.
+        encoder: hash of the autoencoder that the codes belong to.
+    """
+    description = SamplesDescription(
+        encoder_hash=encoder,
+        seed=samples.seed,
+        options={name: CodeSamplingConfig(**asdict(options)) for name, options in samples.options.items()},
+        candidates=samples.candidates,
+    )
+    write_tensors(path, _tensors(samples), {_ENTRY: description.model_dump_json()})
+
+
+def read_samples_file(path: Path, hierarchy: Hierarchy) -> Samples:
+    """Samples that belong to a hierarchy.
+
+    Args:
+        path: a file, or the folder in which it lies as `samples.safetensors`.
+        hierarchy: that they are to be of.
+
+    Raises:
+        CheckpointError: where the file is missing, damaged, or does not say what it belongs to, or the codes are of
+            another autoencoder.
+        DataError: where a level is unknown, or codes are not those of their level.
+    """
+    path = path / TENSORS if path.is_dir() else path
+    tensors, metadata = read_tensors(path, "samples")
+    description = read_description(metadata, path)
+    if description.encoder_hash != encoder_hash(hierarchy.autoencoder):
+        raise CheckpointError(
+            f"the codes in {path} are of another autoencoder than that of this run; draw them with this run's priors"
+        )
+    numbers, labels = _columns(tensors, path)
+    _check_labels(labels, len(hierarchy.classes), path)
+    codes = {name.removeprefix("codes."): codes for name, codes in tensors.items() if name.startswith("codes.")}
+    check_level_codes(hierarchy, codes, rows=len(labels), what=f"in {path}, codes.")
+    present = [name for name in hierarchy.autoencoder.level_names if name in codes]
+    return Samples(
+        numbers=numbers,
+        labels=labels,
+        seed=description.seed,
+        options={name: SamplingOptions(**options.model_dump()) for name, options in description.options.items()},
+        codes={name: codes.long() for name, codes in in_level_order(codes, present, "codes").items()},
+        images=tensors.get("images"),
+        candidates=description.candidates,
+    )
+
+
+def read_description(metadata: Mapping[str, str], path: Path) -> SamplesDescription:
+    """What the metadata of a file of samples says.
+
+    Raises:
+        CheckpointError: where it says nothing, or something else.
+    """
+    if _ENTRY not in metadata:
+        raise CheckpointError(
+            f"{path} does not say which autoencoder its codes are of, and from which seed; take a file that this "
+            "version of hvq has drawn, or pass codes of your own to HierarchicalVQ.sample"
+        )
+    try:
+        return SamplesDescription.model_validate(json.loads(metadata[_ENTRY]))
+    except (json.JSONDecodeError, ValidationError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"what {path} says of its samples cannot be read: {first}; draw them again") from None
+
+
+def require_same_everywhere(samples: Samples, *, reduction: Reduction, device: torch.device, path: Path) -> None:
+    """Refuse, in all processes alike, samples that they do not all see; none goes on before all have read theirs.
+
+    Args:
+        samples: that this process has read.
+        reduction: over the processes.
+        device: of the models, through which processes exchange tensors.
+        path: that they were read from.
+
+    Raises:
+        CheckpointError: where they differ.
+    """
+    digest = torch.frombuffer(bytearray(_digest(samples)), dtype=torch.uint8).long().unsqueeze(0)
+    digests = reduction.concatenate(digest.to(device))
+    if bool((digests != digests[:1]).any()):
+        raise CheckpointError(f"processes see different samples at {path}; put it on a disk that all of them share")
+
+
+def _tensors(samples: Samples) -> dict[str, Tensor]:
+    tensors = {"numbers": samples.numbers, "labels": samples.labels}
+    if samples.images is not None:
+        tensors["images"] = samples.images
+    return tensors | {f"codes.{name}": codes for name, codes in samples.codes.items()}
+
+
+def _digest(samples: Samples) -> bytes:
+    digest = hashlib.sha256(str(samples.seed).encode())
+    for name, tensor in sorted(_tensors(samples).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.digest()
+
+
+def _columns(tensors: Mapping[str, Tensor], path: Path) -> tuple[Tensor, Tensor]:
+    """Numbers and labels, int64 `[n]` each; numbers from 0 where the file has none."""
+    if "labels" not in tensors:
+        raise CheckpointError(f"{path} has no labels; it must hold int64 labels [n] beside codes.LEVEL [n, h, w]")
+    labels = tensors["labels"]
+    numbers = tensors.get("numbers", torch.arange(len(labels)))
+    for name, column in (("labels", labels), ("numbers", numbers)):
+        if column.dtype != torch.int64 or column.shape != labels.shape[:1]:
+            raise CheckpointError(
+                f"{path} must hold int64 {name}, one for each sample; received {column.dtype} {list(column.shape)}"
+            )
+    return numbers, labels
+
+
+def _check_labels(labels: Tensor, classes: int, path: Path) -> None:
+    if len(labels) and not -1 <= int(labels.min()) <= int(labels.max()) < classes:
+        known = f"0 .. {classes - 1}, or -1" if classes else "-1, for this run has no classes"
+        raise CheckpointError(
+            f"labels in {path} must be {known}; received {int(labels.min())} .. {int(labels.max())}: "
+            "the samples are of another run"
+        )
