@@ -26,7 +26,10 @@ class AttentionCache:
 def make_attention_cache(like: Tensor, batch: int, key_heads: int, length: int, width: int) -> AttentionCache:
     """An empty cache of `length` positions and `key_heads` heads of `width` channels, of the type of `like`."""
     shape = (batch, key_heads, length, width)
-    return AttentionCache(like.new_zeros(shape), like.new_zeros(shape))
+    library = step_kernels.library() if step_kernels.is_native(like) else None
+    if library is None:
+        return AttentionCache(like.new_zeros(shape), like.new_zeros(shape))
+    return AttentionCache(step_kernels.empty(library, shape).zero_(), step_kernels.empty(library, shape).zero_())
 
 
 @dataclass(frozen=True)

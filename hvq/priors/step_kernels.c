@@ -4,11 +4,17 @@
  * Libraries of matrix products are made for large matrices. Here a product has as many rows as there are samples, so
  * what counts is that each weight is read from memory once, in order, and is met by all rows while it is in a register.
  */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* for madvise */
+#endif
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -152,15 +158,18 @@ typedef struct {
     int64_t gate_stride, add_stride;
 } output;
 
-/* One tile of rows with one panel of weights over `count` inputs. */
-ALWAYS void tile(int rows, const float *packed, const float *weights, int64_t count, float sums[TILE][PANEL]) {
+/* One tile of rows with one panel of weights over `count` inputs. Meanwhile the weights at `ahead`, as many, are brought
+ * near: all of them where `lines` is 2, half of them where it is 1. The hardware looks ahead too little, and where several
+ * tiles meet the same panel, memory would idle in all but the first. */
+ALWAYS void tile(int rows, const float *packed, const float *weights, int64_t count, const float *ahead, int lines,
+                 float sums[TILE][PANEL]) {
     vector a[TILE], b[TILE];
     for (int r = 0; r < rows; r++) a[r] = b[r] = (vector){0};
     for (int64_t c = 0; c < count; c++) {
         const float *at = weights + c * PANEL;
         vector left = *(const vector *)at, right = *(const vector *)(at + LANES);
-        __builtin_prefetch(at + 24 * PANEL);
-        __builtin_prefetch(at + 24 * PANEL + LANES);
+        if (lines > 0) __builtin_prefetch(ahead + c * lines * LANES, 0, 2);
+        if (lines > 1) __builtin_prefetch(ahead + c * lines * LANES + LANES, 0, 2);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             float value = packed[r * PITCH + c];
@@ -198,11 +207,11 @@ ALWAYS void single(const float *packed, const float *weights, int64_t count, flo
     *(vector *)(sums[0] + LANES) = (b[0] + b[1]) + (b[2] + b[3]);
 }
 
-static void any_tile(int64_t rows, const float *packed, const float *weights, int64_t count,
-                     float sums[TILE][PANEL]) {
+static void any_tile(int64_t rows, const float *packed, const float *weights, int64_t count, const float *ahead,
+                     int lines, float sums[TILE][PANEL]) {
     switch (rows) {
     case 1: single(packed, weights, count, sums); return;
-#define OF(n) case n: tile(n, packed, weights, count, sums); return;
+#define OF(n) case n: tile(n, packed, weights, count, ahead, lines, sums); return;
     OF(2) OF(3) OF(4) OF(5) OF(6)
 #if TILE > 6
     OF(7) OF(8) OF(9) OF(10) OF(11) OF(12)
@@ -238,6 +247,17 @@ static void store(const output *y, int64_t m, int64_t sample, int64_t start, int
 }
 
 int64_t hvq_panel(void) { return PANEL; }
+
+/* Ask for large pages, of which a walk through weights and caches needs few; before the memory is first used. */
+void hvq_large_pages(void *start, int64_t bytes) {
+#if defined(__linux__)
+    uintptr_t size = 1 << 21, first = ((uintptr_t)start + size - 1) & ~(size - 1);
+    uintptr_t end = ((uintptr_t)start + (uintptr_t)bytes) & ~(size - 1);
+    if (first < end) madvise((void *)first, end - first, MADV_HUGEPAGE);
+#else
+    (void)start, (void)bytes;
+#endif
+}
 
 /* out = add + gate · (W x + bias) for `rows` rows; `weights` [panels][segments·length][PANEL]. Returns 0, or 1 without
  * memory. */
@@ -283,7 +303,9 @@ int hvq_product(const float *numbers, int64_t rows, int64_t positions, int64_t s
                 int64_t begin = panel * PANEL, many = outputs - begin < PANEL ? outputs - begin : PANEL;
                 float sums[TILE][PANEL];
                 for (int64_t t = 0; t < tiles; t++) {
-                    any_tile(height, packed + t * height * PITCH, from, count, sums);
+                    const float *ahead = from + inputs * PANEL + t * count * LANES;
+                    int lines = panel + 1 == panels || t > 1 ? 0 : tiles == 1 ? 2 : 1;
+                    any_tile(height, packed + t * height * PITCH, from, count, ahead, lines, sums);
                     for (int64_t r = 0; r < height && t * height + r < rows; r++) {
                         int64_t m = t * height + r;
                         store(&y, m, m / positions, begin, many, sums[r], is_first, is_last);
@@ -318,8 +340,10 @@ static void turn(const float *from, int64_t width, const float *scale, float eps
     }
 }
 
-/* Scores of `seen` positions, whose keys lie one behind the other; four at a time, since one would wait for itself. */
-static void score(const float *query, const float *keys, int64_t width, int64_t seen, float *scores) {
+/* Scores of `seen` positions, whose keys lie one behind the other; four at a time, since one would wait for itself.
+ * Meanwhile as many numbers at `ahead`, which are wanted next, are brought near. */
+static void score(const float *query, const float *keys, int64_t width, int64_t seen, const float *ahead,
+                  float *scores) {
     int64_t whole = width / LANES * LANES, t = 0;
     for (; t + 4 <= seen; t += 4) {
         const float *at = keys + t * width;
@@ -328,7 +352,7 @@ static void score(const float *query, const float *keys, int64_t width, int64_t 
             vector part = *(const vector *)(query + i);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
-                __builtin_prefetch(at + (j + 16) * width + i);
+                __builtin_prefetch(ahead + (t + j) * width + i, 0, 2);
                 sums[j] += *(const vector *)(at + j * width + i) * part;
             }
         }
@@ -365,9 +389,9 @@ static float soften(float *scores, int64_t seen) {
 }
 
 /* `vectors` times LANES channels of values [seen][width], weighted and added; two positions at a time, since one sum
- * would wait for the one before. */
+ * would wait for the one before. Meanwhile as many numbers at `ahead` are brought near. */
 ALWAYS void blend_part(int vectors, const float *weights, float factor, const float *values, int64_t width,
-                       int64_t seen, float *out) {
+                       int64_t seen, const float *ahead, float *out) {
     vector even[4], odd[4];
     for (int j = 0; j < vectors; j++) even[j] = odd[j] = (vector){0};
     int64_t t = 0;
@@ -375,8 +399,8 @@ ALWAYS void blend_part(int vectors, const float *weights, float factor, const fl
         const float *at = values + t * width;
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) {
-            __builtin_prefetch(at + 16 * width + j * LANES);
-            __builtin_prefetch(at + 17 * width + j * LANES);
+            __builtin_prefetch(ahead + t * width + j * LANES, 0, 2);
+            __builtin_prefetch(ahead + (t + 1) * width + j * LANES, 0, 2);
             even[j] += *(const vector *)(at + j * LANES) * weights[t];
             odd[j] += *(const vector *)(at + width + j * LANES) * weights[t + 1];
         }
@@ -387,13 +411,14 @@ ALWAYS void blend_part(int vectors, const float *weights, float factor, const fl
 }
 
 /* All channels. */
-static void blend(const float *weights, float divisor, const float *values, int64_t width, int64_t seen, float *out) {
+static void blend(const float *weights, float divisor, const float *values, int64_t width, int64_t seen,
+                  const float *ahead, float *out) {
     float factor = 1.0f / divisor;
     int64_t start = 0;
     for (; start + 4 * LANES <= width; start += 4 * LANES)
-        blend_part(4, weights, factor, values + start, width, seen, out + start);
+        blend_part(4, weights, factor, values + start, width, seen, ahead + start, out + start);
     for (; start + LANES <= width; start += LANES)
-        blend_part(1, weights, factor, values + start, width, seen, out + start);
+        blend_part(1, weights, factor, values + start, width, seen, ahead + start, out + start);
     for (; start < width; start++) {
         float sum = 0;
         for (int64_t t = 0; t < seen; t++) sum += weights[t] * values[t * width + start];
@@ -433,8 +458,8 @@ int hvq_attend(const float *query, int64_t query_stride, const float *key, int64
                 }
                 turn(query + sample * query_stride + h * width, width, query_scale, epsilon, cosine, sine,
                      1.0f / sqrtf((float)width), turned);
-                score(turned, own_keys, width, seen, scratch);
-                blend(scratch, soften(scratch, seen), own_values, width, seen, result);
+                score(turned, own_keys, width, seen, own_values, scratch);
+                blend(scratch, soften(scratch, seen), own_values, width, seen, own_keys + length * width, result);
             }
         }
         free(scratch);

@@ -58,6 +58,8 @@ def with_types(loaded: ctypes.CDLL) -> ctypes.CDLL:
     loaded.hvq_product.argtypes = _PRODUCT
     loaded.hvq_attend.argtypes = _ATTEND
     loaded.hvq_panel.restype = _SIZE
+    loaded.hvq_large_pages.argtypes = (_POINTER, _SIZE)
+    loaded.hvq_large_pages.restype = None
     return loaded
 
 
@@ -77,7 +79,14 @@ def lay_out(loaded: ctypes.CDLL, weight: Tensor) -> Tensor:
     outputs, inputs = weight.shape
     panels = -(-outputs // panel)
     padded = torch.nn.functional.pad(weight, (0, 0, 0, panels * panel - outputs))
-    return padded.view(panels, panel, inputs).transpose(1, 2).contiguous()
+    return empty(loaded, (panels, inputs, panel)).copy_(padded.view(panels, panel, inputs).transpose(1, 2))
+
+
+def empty(loaded: ctypes.CDLL, shape: Sequence[int]) -> Tensor:
+    """Memory that steps walk through, in large pages where there are any."""
+    tensor = torch.empty(*shape, dtype=torch.float32)
+    loaded.hvq_large_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def product(
