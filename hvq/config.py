@@ -24,6 +24,7 @@ from hvq.config_priors import PriorConfig, TransformerPriorConfig
 from hvq.config_quantizers import QuantizerConfig, VectorQuantizerConfig
 from hvq.level_names import default_level_names, in_level_order
 
+Precision = Literal["float32", "bfloat16"]
 # Level names become names of folders, modules and override paths, so they hold neither dots nor slashes.
 LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
@@ -223,6 +224,9 @@ class SamplingConfig(FrozenModel):
     """Samples for the report."""
 
     samples_per_class: PositiveInt = Field(10, description="images drawn of each class (in all, without classes)")
+    precision: Precision = Field(
+        "float32", description="of the priors' weights while samples are drawn; bfloat16 reads half as much of them"
+    )
 
 
 class EvaluationConfig(FrozenModel):

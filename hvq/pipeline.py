@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hvq.chunks import map_chunks
+from hvq.config import Precision
 from hvq.data.pixels import unit_to_model
 from hvq.errors import DataError
 from hvq.evaluation.generation import covered_cells, decode_images, generate
@@ -33,7 +34,12 @@ class HierarchicalVQ:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: str | torch.device = "cpu", chunk_size: int = 64
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        chunk_size: int = 64,
+        prior_precision: Precision = "float32",
     ) -> HierarchicalVQ:
         """Load a run folder: its autoencoder, and the priors that are there.
 
@@ -41,11 +47,14 @@ class HierarchicalVQ:
             path: the folder of a run.
             device: where the models run.
             chunk_size: rows of each forward.
+            prior_precision: of the priors' weights; bfloat16 halves what a step of sampling reads, and draws other
+                samples.
 
         Raises:
             CheckpointError: where the autoencoder is missing, a file is damaged, or models do not belong together.
         """
-        return cls(load_hierarchy(RunFolder(path)).to(device), chunk_size=chunk_size)
+        hierarchy = load_hierarchy(RunFolder(path)).to(device, prior_precision=prior_precision)
+        return cls(hierarchy, chunk_size=chunk_size)
 
     @property
     def level_names(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def main() -> None:
     command = read_command(parser)
     options, folder = command.options, RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
-    hierarchy = load_hierarchy(folder).to(accelerator.device)
+    hierarchy = load_hierarchy(folder).to(accelerator.device, prior_precision=command.config.sampling.precision)
     names = options.classes.split(",") if options.classes else None
     labels = chosen_labels(names, hierarchy.classes, command.config.sampling.samples_per_class)
     say(f"drawing samples: {describe(accelerator)}")

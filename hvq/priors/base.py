@@ -105,7 +105,7 @@ class Prior(nn.Module, ABC):
 
     @torch.no_grad()
     def step(self, previous: Tensor | None, cache: PriorCache) -> tuple[Tensor, PriorCache]:
-        """Logits `[B, K]` of the next code, in raster order and at each position in the order of its G codes.
+        """Logits `[B, K]`, float32 at least, of the next code, in raster order, the G codes of a position in order.
 
         Args:
             previous: int64 `[B]`, the codes before; None at the first.
@@ -126,6 +126,8 @@ class Prior(nn.Module, ABC):
             features, codes = self.step_features(before, cache.state, position), ()
         assert features is not None
         logits = self.head.step(features, codes, cache.head)
+        # Noise is added to them: in half precision, many codes would share a value.
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits, replace(cache, position=cache.position + 1, features=features, codes=codes)
 
     def _check(self, codes: Tensor) -> None:

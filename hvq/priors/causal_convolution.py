@@ -18,6 +18,11 @@ from torch.nn import functional
 from hvq.priors.step_product import Change, RowWindow, StepProduct
 
 
+def _channels_last(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Codes gather features channels last, and so the weights lie too: convolutions need not turn either."""
+    return convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 class RowConvolution(nn.Module):
     """Sees `rows` rows, the last of them its own, and as many columns to either side.
 
@@ -31,7 +36,7 @@ class RowConvolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, rows: int, columns: int, bias: bool = True) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, (rows, columns), bias=bias)
+        self.convolution = _channels_last(nn.Conv2d(inputs, outputs, (rows, columns), bias=bias))
         self.rows, self.margin = rows, columns // 2
 
     def forward(self, features: Tensor, *, delay: int = 0) -> Tensor:
@@ -56,7 +61,7 @@ class ColumnConvolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, *, taps: int, bias: bool = True) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, (1, taps), bias=bias)
+        self.convolution = _channels_last(nn.Conv2d(inputs, outputs, (1, taps), bias=bias))
         self.taps = taps
 
     def forward(self, features: Tensor) -> Tensor:

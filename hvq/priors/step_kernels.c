@@ -16,7 +16,7 @@
 #include <sys/mman.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
 #include <immintrin.h>
 #define LANES 16
 #define TILE 12 /* rows that meet a panel in registers: 24 sums, 2 weights */
@@ -96,6 +96,27 @@ ALWAYS float sum_of(vector value) {
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 #else
     return vaddvq_f32((float32x4_t)value);
+#endif
+}
+
+/* The sums of four vectors at once, which takes less than half of what they take one by one. */
+ALWAYS void four_sums(vector a, vector b, vector c, vector d, float *out) {
+#if LANES == 16
+    __m512 w = (__m512)a, x = (__m512)b, y = (__m512)c, z = (__m512)d;
+    __m512 first = _mm512_add_ps(_mm512_unpacklo_ps(w, x), _mm512_unpackhi_ps(w, x));
+    __m512 second = _mm512_add_ps(_mm512_unpacklo_ps(y, z), _mm512_unpackhi_ps(y, z));
+    __m512 all_four = _mm512_add_ps(_mm512_shuffle_ps(first, second, 0x44), _mm512_shuffle_ps(first, second, 0xEE));
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all_four), _mm512_extractf32x8_ps(all_four, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif LANES == 8
+    __m256 w = (__m256)a, x = (__m256)b, y = (__m256)c, z = (__m256)d;
+    __m256 first = _mm256_add_ps(_mm256_unpacklo_ps(w, x), _mm256_unpackhi_ps(w, x));
+    __m256 second = _mm256_add_ps(_mm256_unpacklo_ps(y, z), _mm256_unpackhi_ps(y, z));
+    __m256 all_four = _mm256_add_ps(_mm256_shuffle_ps(first, second, 0x44), _mm256_shuffle_ps(first, second, 0xEE));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all_four), _mm256_extractf128_ps(all_four, 1)));
+#else
+    float32x4_t first = vpaddq_f32((float32x4_t)a, (float32x4_t)b);
+    vst1q_f32(out, vpaddq_f32(first, vpaddq_f32((float32x4_t)c, (float32x4_t)d)));
 #endif
 }
 
@@ -356,7 +377,7 @@ static void score(const float *query, const float *keys, int64_t width, int64_t 
                 sums[j] += *(const vector *)(at + j * width + i) * part;
             }
         }
-        for (int j = 0; j < 4; j++) scores[t + j] = sum_of(sums[j]);
+        four_sums(sums[0], sums[1], sums[2], sums[3], scores + t);
     }
     for (; t < seen; t++) {
         vector sum = {0};

@@ -139,6 +139,17 @@ def test_cached_steps_give_the_logits_of_forward(level: str, kind: str, precisio
 
 
 @every_kind
+@torch.no_grad()
+def test_weights_in_half_precision_give_logits_of_float32_near_to_those_of_forward(kind: str) -> None:
+    exact = small_prior("middle", kind)
+    codes, condition = codes_of("middle", 3), condition_of("middle", 3)
+    expected = exact(codes, condition).flatten(1, -2)
+    found = stepped(exact.to(torch.bfloat16), codes, condition)
+    assert found.dtype == torch.float32
+    assert float((found - expected).abs().mean()) < 0.1 * float(expected.std())
+
+
+@every_kind
 @settings(max_examples=15)
 @given(height=st.integers(1, 7), width=st.integers(1, 7), batch=st.integers(1, 3), seed=st.integers(0, 99))
 @torch.no_grad()

@@ -7,10 +7,11 @@ import shutil
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from hvq.errors import CheckpointError
-from hvq.priors import SamplingOptions
+from hvq.priors import SamplingOptions, sample_hierarchy
 from hvq.storage import load_hierarchy
 from tests.runs import CLASSES, TrainedRun
 
@@ -79,3 +80,11 @@ def test_a_run_without_an_autoencoder(copied_run: TrainedRun) -> None:
     shutil.rmtree(copied_run.run.autoencoder)
     with pytest.raises(CheckpointError, match=r"no autoencoder in .*: train it first, or check the path"):
         load_hierarchy(copied_run.run)
+
+
+def test_priors_take_another_precision_and_the_autoencoder_does_not(trained_run: TrainedRun) -> None:
+    hierarchy = load_hierarchy(trained_run.run).to("cpu", prior_precision="bfloat16")
+    assert {p.dtype for prior in hierarchy.priors.values() for p in prior.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in hierarchy.autoencoder.parameters()} == {torch.float32}
+    codes = sample_hierarchy(hierarchy.priors, hierarchy.grids, samples=[0, 1, 2], chunk_size=3)
+    assert codes["bottom"].shape == (3, 4, 4)
