@@ -49,10 +49,11 @@ from hvq.training.optimization import Losses, Optimization
 
 # Implementations and precisions of each model, the project's own first.
 OWN = (("hvq", "float32"), ("hvq", "bf16"))
-PEER = ("peer", "float32")
+# Its script trains in float32 on CPUs; the same under autocast is measured beside it.
+PEER = (("peer", "float32"), ("peer", "bf16"))
 MODELS: dict[str, tuple[tuple[str, str], ...]] = {
-    "pixelsnail-top": (*OWN, PEER),
-    "pixelsnail-bottom": (*OWN, PEER),
+    "pixelsnail-top": (*OWN, *PEER),
+    "pixelsnail-bottom": (*OWN, *PEER),
     "pixelcnn": OWN,
     "transformer-85m": OWN,
 }
@@ -148,8 +149,8 @@ def own_contender(task: Task, precision: str) -> Contender:
     return Contender(prior, lambda: optimization.step([codes], losses))
 
 
-def peer_contender(task: Task) -> Contender:
-    """A step as the peer's training script takes it."""
+def peer_contender(task: Task, precision: str) -> Contender:
+    """A step as the peer's training script takes it, or the same under autocast."""
     assert task.peer is not None
     model = build_peer(task.model, task.grid, task.peer).to(task.device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=PEER_LEARNING_RATE)
@@ -158,8 +159,9 @@ def peer_contender(task: Task) -> Contender:
 
     def step() -> float:
         optimizer.zero_grad()
-        logits, _ = model(codes, **inputs)
-        loss = functional.cross_entropy(logits, codes)
+        with torch.autocast(task.device, torch.bfloat16, enabled=precision == "bf16"):
+            logits, _ = model(codes, **inputs)
+        loss = functional.cross_entropy(logits.float(), codes)
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -169,7 +171,7 @@ def peer_contender(task: Task) -> Contender:
 
 def make_contender(task: Task, implementation: str, precision: str) -> Contender:
     """An implementation by its name."""
-    return peer_contender(task) if implementation == "peer" else own_contender(task, precision)
+    return peer_contender(task, precision) if implementation == "peer" else own_contender(task, precision)
 
 
 # --- speed -----------------------------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def measure(task: Task, wanted: Iterable[tuple[str, str]], turns: int) -> list[S
     """All implementations and precisions that are wanted and can be had, of one model."""
     contenders: dict[tuple[str, str], Contender] = {}
     for name in wanted:
-        if name == PEER and (reason := reason_without_peer(task.peer)):
+        if name in PEER and (reason := reason_without_peer(task.peer)):
             print(f"skipped: {task.model} by peer: {reason}", file=sys.stderr)
             continue
         contenders[name] = make_contender(task, *name)
@@ -307,10 +309,10 @@ def missing_curves(arguments: argparse.Namespace, rows: Sequence[Speed | Curve])
     """Implementations and precisions whose training is not among the rows yet, and can be had."""
     steps = arguments.curve
     done = {(row.implementation, row.precision) for row in rows if isinstance(row, Curve) and row.steps == steps}
-    missing = [name for name in (*OWN, PEER) if name not in done]
-    if PEER in missing and (reason := reason_without_peer(arguments.peer)):
+    missing = [name for name in (*OWN, PEER[0]) if name not in done]
+    if PEER[0] in missing and (reason := reason_without_peer(arguments.peer)):
         print(f"skipped: curve by peer: {reason}", file=sys.stderr)
-        missing.remove(PEER)
+        missing.remove(PEER[0])
     return missing
 
 
