@@ -155,8 +155,7 @@ def class_probabilities(classifier: nn.Module, images: Tensor) -> Tensor:
     Returns:
         float64 [n, classes].
     """
-    classifier.eval()
-    return torch.cat([classifier(part).double().softmax(1) for part in images.split(EVALUATION_BATCH)])
+    return _logits(classifier, images).double().softmax(1)
 
 
 @torch.no_grad()
@@ -170,8 +169,12 @@ def predict_classes(classifier: nn.Module, images: Tensor) -> Tensor:
     Returns:
         int64 [n].
     """
+    return _logits(classifier, images).argmax(1)
+
+
+def _logits(classifier: nn.Module, images: Tensor) -> Tensor:
     classifier.eval()
-    return torch.cat([classifier(part).argmax(1) for part in images.split(EVALUATION_BATCH)])
+    return torch.cat([classifier(part) for part in images.split(EVALUATION_BATCH)])
 
 
 def _block(inputs: int, outputs: int, *, kernel_size: int, stride: int) -> list[nn.Module]:

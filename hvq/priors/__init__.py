@@ -1,6 +1,6 @@
 """Autoregressive models of a level's codes, given coarser levels and the class, and sampling from them."""
 
-from hvq.priors.base import Prior, PriorCache
+from hvq.priors.base import Prior, PriorCache, PriorLevel
 from hvq.priors.build import build_prior
 from hvq.priors.condition import Condition, ConditionEncoder
 from hvq.priors.drawing import SamplingOptions
@@ -16,6 +16,7 @@ __all__ = [
     "PixelSNAILPrior",
     "Prior",
     "PriorCache",
+    "PriorLevel",
     "SamplingOptions",
     "TransformerPrior",
     "build_prior",

@@ -7,19 +7,21 @@ E channels of a position's features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hvq.errors import DataError
-from hvq.priors.condition import Condition
+from hvq.priors.condition import Condition, ConditionEncoder
+from hvq.priors.embedding import CodeEmbedding
 from hvq.priors.head import CodeHead
 from hvq.priors.step_product import StepProduct
+from hvq.priors.taps import CodeTaps, Offset
 
 
 @dataclass(frozen=True)
@@ -50,19 +52,91 @@ def recomputed(function: Callable[..., Any], *arguments: Any, when: bool) -> Any
     return checkpoint(function, *arguments, use_reentrant=False) if when else function(*arguments)
 
 
+class PriorLevel(TypedDict, total=False):
+    """What every prior is built for, whatever its kind.
+
+    Attributes:
+        codebook_size: K of this level.
+        coarser: codebook size of every coarser level by name, coarse to fine.
+        num_classes: number of classes; 0 without.
+        codes_per_position: G, codes of each position, drawn in order.
+        coarser_codes_per_position: the same of those coarser levels that have more than one.
+        feature_channels: channels of a dense feature map in the condition; 0 without.
+        vector_size: length of a vector in the condition; 0 without.
+    """
+
+    codebook_size: Required[int]
+    coarser: Mapping[str, int] | None
+    num_classes: int
+    codes_per_position: int
+    coarser_codes_per_position: Mapping[str, int] | None
+    feature_channels: int
+    vector_size: int
+
+
 class Prior(nn.Module, ABC):
     """p(codes | condition) as a product over positions in raster order, and over the codes of each in order.
 
     A kind turns earlier positions into features of each position, all at once (`features`) or one after the other
     (`make_state`, `step_features`); the head that turns those into logits is the same for all. Nothing is kept on the
-    module. A kind sets `codebook_size`, `coarser`, `codes_per_position` and `head`.
+    module.
+
+    The arguments are those of `PriorLevel`; a kind adds its own.
     """
 
-    codebook_size: int
-    # Codebook size of every coarser level that it is conditioned on, by name, coarse to fine.
-    coarser: dict[str, int]
-    codes_per_position: int = 1
     head: CodeHead
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int,
+        coarser: Mapping[str, int] | None = None,
+        num_classes: int = 0,
+        codes_per_position: int = 1,
+        coarser_codes_per_position: Mapping[str, int] | None = None,
+        feature_channels: int = 0,
+        vector_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.codebook_size = codebook_size
+        # Codebook size of every coarser level that it is conditioned on, by name, coarse to fine.
+        self.coarser = dict(coarser or {})
+        self.codes_per_position = codes_per_position
+        self._told: dict[str, Any] = {
+            "coarser_codes_per_position": coarser_codes_per_position,
+            "num_classes": num_classes,
+            "feature_channels": feature_channels,
+            "vector_size": vector_size,
+        }
+
+    def _make_condition(
+        self, channels: int, blocks: int, *, spatial_dims: int = 2, gated: bool = False
+    ) -> ConditionEncoder:
+        return ConditionEncoder(
+            channels=channels,
+            coarser=self.coarser,
+            blocks=blocks,
+            spatial_dims=spatial_dims,
+            gated=gated,
+            **self._told,
+        )
+
+    def _make_head(self, channels: int) -> CodeHead:
+        return CodeHead(channels=channels, codebook_size=self.codebook_size, codes_per_position=self.codes_per_position)
+
+    def _make_embedding(self, channels: int) -> CodeEmbedding:
+        return CodeEmbedding(
+            codebook_size=self.codebook_size, channels=channels, codes_per_position=self.codes_per_position
+        )
+
+    def _make_taps(self, channels: int, offsets: Sequence[Offset], *, shared: bool) -> CodeTaps:
+        return CodeTaps(
+            codebook_size=self.codebook_size,
+            channels=channels,
+            offsets=offsets,
+            codes_per_position=self.codes_per_position,
+            shared=shared,
+        )
 
     @abstractmethod
     def features(self, codes: Tensor, condition: Condition) -> Tensor:

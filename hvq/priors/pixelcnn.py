@@ -5,13 +5,14 @@ Letters: B batch, h w grid, K codebook size, E channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvq.priors.base import recomputed
+from hvq.priors.base import PriorLevel, recomputed
 from hvq.priors.causal_convolution import ColumnConvolution, RowConvolution
 from hvq.priors.condition import Condition
 from hvq.priors.raster import RasterPrior, RasterState, embed
@@ -98,11 +99,6 @@ class PixelCNNPrior(RasterPrior):
     step is left with the horizontal stack.
 
     Args:
-        codebook_size: K of this level.
-        coarser: codebook size of every coarser level by name, coarse to fine.
-        num_classes: number of classes; 0 without.
-        codes_per_position: G, codes of each position, drawn in order.
-        coarser_codes_per_position: the same of those coarser levels that have more than one.
         width: E.
         layers: of the two stacks.
         kernel: columns that a layer sees, an odd number.
@@ -110,8 +106,7 @@ class PixelCNNPrior(RasterPrior):
         shared_embedding: one embedding of codes for all taps of the first layer, in place of a table for each.
         context_blocks: residual blocks of convolutions that read each coarser level.
         recompute: whether layers are computed again in the backward pass, which takes time and spares memory.
-        feature_channels: channels of a dense feature map in the condition; 0 without.
-        vector_size: length of a vector in the condition; 0 without.
+        level: what every kind is built for, `PriorLevel`: `codebook_size`, `coarser`, `num_classes` and so on.
 
     >>> import torch
     >>> prior = PixelCNNPrior(codebook_size=7, coarser={"top": 5}, width=16, layers=2)
@@ -123,11 +118,6 @@ class PixelCNNPrior(RasterPrior):
     def __init__(
         self,
         *,
-        codebook_size: int,
-        coarser: Mapping[str, int] | None = None,
-        num_classes: int = 0,
-        codes_per_position: int = 1,
-        coarser_codes_per_position: Mapping[str, int] | None = None,
         width: int = 128,
         layers: int = 12,
         kernel: int = 5,
@@ -135,27 +125,14 @@ class PixelCNNPrior(RasterPrior):
         shared_embedding: bool = False,
         context_blocks: int = 2,
         recompute: bool = False,
-        feature_channels: int = 0,
-        vector_size: int = 0,
+        **level: Unpack[PriorLevel],
     ) -> None:
-        super().__init__(
-            codebook_size=codebook_size,
-            coarser=coarser,
-            num_classes=num_classes,
-            codes_per_position=codes_per_position,
-            coarser_codes_per_position=coarser_codes_per_position,
-            width=width,
-            context_blocks=context_blocks,
-            feature_channels=feature_channels,
-            vector_size=vector_size,
-            kernel=kernel,
-        )
+        super().__init__(width=width, context_blocks=context_blocks, kernel=kernel, **level)
         self.recompute = recompute
         reach = kernel // 2
-        common = {"codebook_size": codebook_size, "channels": width, "codes_per_position": codes_per_position}
         above, before = offsets_above(reach, reach), offsets_before(reach)
-        self.vertical = CodeTaps(**common, offsets=above, shared=shared_embedding)
-        self.horizontal = CodeTaps(**common, offsets=[*above, *before], shared=shared_embedding)
+        self.vertical = self._make_taps(width, above, shared=shared_embedding)
+        self.horizontal = self._make_taps(width, [*above, *before], shared=shared_embedding)
         self.layers = nn.ModuleList(_GatedLayer(width, kernel, dropout) for _ in range(layers))
         self.output = nn.Linear(width, width)
 

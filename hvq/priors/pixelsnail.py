@@ -5,8 +5,9 @@ Letters: B batch, h w grid, T = h·w positions in raster order, K codebook size,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,9 @@ from torch.nn import functional
 
 from hvq.errors import ConfigurationError
 from hvq.priors.attention import AttentionCache, attend, attend_step, make_attention_cache, split_heads
-from hvq.priors.base import recomputed
+from hvq.priors.base import PriorLevel, recomputed
 from hvq.priors.causal_convolution import CausalConvolution, CausalState
 from hvq.priors.condition import Condition
-from hvq.priors.embedding import CodeEmbedding
 from hvq.priors.raster import RasterPrior, RasterState, embed
 from hvq.priors.step_product import Change, StepProduct
 from hvq.priors.taps import CodeTaps, offsets_above, offsets_before
@@ -194,11 +194,6 @@ class PixelSNAILPrior(RasterPrior):
     convolutions over the coarser codes.
 
     Args:
-        codebook_size: K of this level.
-        coarser: codebook size of every coarser level by name, coarse to fine.
-        num_classes: number of classes; 0 without.
-        codes_per_position: G, codes of each position, drawn in order.
-        coarser_codes_per_position: the same of those coarser levels that have more than one.
         width: E.
         residual_width: channels inside residual blocks.
         blocks: each of residual convolutions and attention.
@@ -215,8 +210,7 @@ class PixelSNAILPrior(RasterPrior):
         context_width: channels of these; `width` by default.
         gated_context: whether they have gates, and codes enter them by a convolution, as in public implementations.
         recompute: whether blocks are computed again in the backward pass, which takes time and spares memory.
-        feature_channels: channels of a dense feature map in the condition; 0 without.
-        vector_size: length of a vector in the condition; 0 without.
+        level: what every kind is built for, `PriorLevel`: `codebook_size`, `coarser`, `num_classes` and so on.
 
     >>> prior = PixelSNAILPrior(codebook_size=7, coarser={"top": 5}, width=16, heads=2, blocks=1, residual_blocks=1)
     >>> condition = Condition(codes={"top": torch.zeros(2, 2, 3, dtype=torch.int64)})
@@ -227,11 +221,6 @@ class PixelSNAILPrior(RasterPrior):
     def __init__(
         self,
         *,
-        codebook_size: int,
-        coarser: Mapping[str, int] | None = None,
-        num_classes: int = 0,
-        codes_per_position: int = 1,
-        coarser_codes_per_position: Mapping[str, int] | None = None,
         width: int = 128,
         residual_width: int = 128,
         blocks: int = 2,
@@ -247,41 +236,28 @@ class PixelSNAILPrior(RasterPrior):
         context_width: int | None = None,
         gated_context: bool = False,
         recompute: bool = False,
-        feature_channels: int = 0,
-        vector_size: int = 0,
+        **level: Unpack[PriorLevel],
     ) -> None:
+        context_width = context_width or width
         super().__init__(
-            codebook_size=codebook_size,
-            coarser=coarser,
-            num_classes=num_classes,
-            codes_per_position=codes_per_position,
-            coarser_codes_per_position=coarser_codes_per_position,
             width=width,
             context_blocks=context_blocks,
-            feature_channels=feature_channels,
-            vector_size=vector_size,
             kernel=kernel,
             context_width=context_width,
             gated_context=gated_context,
+            **level,
         )
         if attention and width % (2 * heads):
             raise ConfigurationError(f"width must be a multiple of twice heads; received {width} and {heads} heads")
         self.recompute = recompute
         reach = kernel // 2
-        self.inputs = CodeTaps(
-            codebook_size=codebook_size,
-            channels=width,
-            offsets=[*offsets_above(reach, reach), *offsets_before(reach)],
-            codes_per_position=codes_per_position,
-            shared=shared_embedding,
-        )
-        self.line_start = CodeEmbedding(
-            codebook_size=codebook_size, channels=width, codes_per_position=codes_per_position
-        )
+        offsets = [*offsets_above(reach, reach), *offsets_before(reach)]
+        self.inputs = self._make_taps(width, offsets, shared=shared_embedding)
+        self.line_start = self._make_embedding(width)
         self.blocks = nn.ModuleList(
             _Block(
                 [
-                    _GatedResidual(width, residual_width, kernel, dropout, context=context_width or width)
+                    _GatedResidual(width, residual_width, kernel, dropout, context=context_width)
                     for _ in range(residual_blocks)
                 ],
                 _AttentionPart(width, heads, dropout, to_self=attend_to_self) if attention else None,

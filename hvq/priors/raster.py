@@ -6,17 +6,16 @@ Letters: B batch, h w grid, G codes per position, E channels.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from hvq.errors import ConfigurationError
-from hvq.priors.base import Prior
-from hvq.priors.condition import Condition, ConditionEncoder
-from hvq.priors.head import CodeHead
+from hvq.priors.base import Prior, PriorLevel
+from hvq.priors.condition import Condition
 from hvq.priors.taps import CodeTaps
 
 
@@ -41,15 +40,8 @@ class RasterPrior(Prior):
     """A convolutional prior; a kind defines `features`, `make_layers`, `start_row` and `step_position`.
 
     Args:
-        codebook_size: K of this level.
-        coarser: codebook size of every coarser level by name, coarse to fine.
-        num_classes: number of classes; 0 without.
-        codes_per_position: G.
-        coarser_codes_per_position: the same of those coarser levels that have more than one.
         width: E.
         context_blocks: residual blocks of convolutions that read each coarser level.
-        feature_channels: channels of a dense feature map in the condition; 0 without.
-        vector_size: length of a vector in the condition; 0 without.
         kernel: columns that a convolution sees, an odd number.
         context_width: channels of the encoded condition; `width` by default.
         gated_context: whether the condition is encoded as in public PixelSNAILs.
@@ -58,36 +50,18 @@ class RasterPrior(Prior):
     def __init__(
         self,
         *,
-        codebook_size: int,
-        coarser: Mapping[str, int] | None,
-        num_classes: int,
-        codes_per_position: int,
-        coarser_codes_per_position: Mapping[str, int] | None,
         width: int,
         context_blocks: int,
-        feature_channels: int,
-        vector_size: int,
         kernel: int,
         context_width: int | None = None,
         gated_context: bool = False,
+        **level: Unpack[PriorLevel],
     ) -> None:
-        super().__init__()
+        super().__init__(**level)
         if kernel % 2 == 0 or kernel < 3:
             raise ConfigurationError(f"kernel must be an odd number of at least 3; received {kernel}")
-        self.codebook_size = codebook_size
-        self.coarser = dict(coarser or {})
-        self.codes_per_position = codes_per_position
-        self.condition = ConditionEncoder(
-            channels=context_width or width,
-            coarser=self.coarser,
-            coarser_codes_per_position=coarser_codes_per_position,
-            num_classes=num_classes,
-            blocks=context_blocks,
-            feature_channels=feature_channels,
-            vector_size=vector_size,
-            gated=gated_context,
-        )
-        self.head = CodeHead(channels=width, codebook_size=codebook_size, codes_per_position=codes_per_position)
+        self.condition = self._make_condition(context_width or width, context_blocks, gated=gated_context)
+        self.head = self._make_head(width)
 
     @property
     @abstractmethod

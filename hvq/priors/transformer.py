@@ -7,8 +7,9 @@ d channels of a head, K codebook size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,8 @@ from torch.nn import functional
 
 from hvq.errors import ConfigurationError
 from hvq.priors.attention import AttentionCache, Turning, attend, attend_step, make_attention_cache, split_heads
-from hvq.priors.base import Prior, recomputed
-from hvq.priors.condition import Condition, ConditionEncoder
-from hvq.priors.embedding import CodeEmbedding
-from hvq.priors.head import CodeHead
+from hvq.priors.base import Prior, PriorLevel, recomputed
+from hvq.priors.condition import Condition
 from hvq.priors.positions import grid_turns, grid_waves
 from hvq.priors.step_product import Change, Norm, StepProduct, gated_silu, normalized
 
@@ -140,11 +139,6 @@ class TransformerPrior(Prior):
     (arXiv 2212.09748).
 
     Args:
-        codebook_size: K of this level.
-        coarser: codebook size of every coarser level by name, coarse to fine.
-        num_classes: number of classes; 0 without.
-        codes_per_position: G, codes of each position, drawn in order.
-        coarser_codes_per_position: the same of those coarser levels that have more than one.
         width: E.
         layers: blocks of attention and feed-forward.
         heads: A, a divisor of `width`.
@@ -155,9 +149,8 @@ class TransformerPrior(Prior):
         dropout: in training, after attention and feed-forward.
         context_blocks: residual blocks of convolutions that read each coarser level.
         recompute: whether blocks are computed again in the backward pass, which takes time and spares memory.
-        feature_channels: channels of a dense feature map in the condition; 0 without.
-        vector_size: length of a vector in the condition; 0 without.
         spatial_dims: axes of the grid, 1, 2 or 3.
+        level: what every kind is built for, `PriorLevel`: `codebook_size`, `coarser`, `num_classes` and so on.
 
     Raises:
         ConfigurationError: where numbers do not divide each other.
@@ -171,11 +164,6 @@ class TransformerPrior(Prior):
     def __init__(
         self,
         *,
-        codebook_size: int,
-        coarser: Mapping[str, int] | None = None,
-        num_classes: int = 0,
-        codes_per_position: int = 1,
-        coarser_codes_per_position: Mapping[str, int] | None = None,
         width: int = 256,
         layers: int = 6,
         heads: int = 4,
@@ -184,37 +172,22 @@ class TransformerPrior(Prior):
         dropout: float = 0.1,
         context_blocks: int = 2,
         recompute: bool = False,
-        feature_channels: int = 0,
-        vector_size: int = 0,
         spatial_dims: int = 2,
+        **level: Unpack[PriorLevel],
     ) -> None:
-        super().__init__()
+        super().__init__(**level)
         key_value_heads = key_value_heads or heads
         _check_sizes(width, heads, key_value_heads, window)
-        self.codebook_size = codebook_size
-        self.coarser = dict(coarser or {})
-        self.codes_per_position = codes_per_position
         self.recompute = recompute
-        self.embedding = CodeEmbedding(
-            codebook_size=codebook_size, channels=width, codes_per_position=codes_per_position
-        )
+        self.embedding = self._make_embedding(width)
         # Stands before the first position.
         self.start = nn.Parameter(torch.zeros(1, width))
         self.positions = nn.Linear(width, width)
-        self.condition = ConditionEncoder(
-            channels=width,
-            coarser=self.coarser,
-            coarser_codes_per_position=coarser_codes_per_position,
-            num_classes=num_classes,
-            blocks=context_blocks,
-            feature_channels=feature_channels,
-            vector_size=vector_size,
-            spatial_dims=spatial_dims,
-        )
+        self.condition = self._make_condition(width, context_blocks, spatial_dims=spatial_dims)
         self.modulation = nn.Linear(width, _MODULATIONS * width)
         self.blocks = nn.ModuleList(_Block(width, heads, key_value_heads, window, dropout) for _ in range(layers))
         self.norm_scale = nn.Parameter(torch.ones(width))
-        self.head = CodeHead(channels=width, codebook_size=codebook_size, codes_per_position=codes_per_position)
+        self.head = self._make_head(width)
         self._head_width = width // heads
         self._reset_parameters()
 
