@@ -122,7 +122,7 @@ def steps_within(seconds: float, short: tuple[int, float], longer: tuple[int, fl
     What the short one takes beyond its steps is counted once for each look.
 
     >>> steps_within(100.0, (2, 6.0), (12, 16.0))
-    80
+    60
     """
     each = max(1e-9, (longer[1] - short[1]) / (longer[0] - short[0]))
     look = max(0.0, short[1] - short[0] * each)

@@ -55,8 +55,8 @@ def test_cells_are_saved_and_not_trained_again_and_the_run_is_left_alone(
 
 
 def test_steps_fit_into_the_budget(benchmark: ModuleType) -> None:
-    # A step takes 1 s and a look 4 s, of which there are five.
-    assert benchmark.steps_within(100.0, (2, 6.0), (12, 16.0)) == 80
+    # A step takes 1 s and a look 4 s, of which there are ten.
+    assert benchmark.steps_within(100.0, (2, 6.0), (12, 16.0)) == 60
     # Where looks alone are more than the budget there is one step; noise in short trainings is no reason to fail.
     assert benchmark.steps_within(10.0, (2, 6.0), (12, 16.0)) == 1
     assert benchmark.steps_within(1.0, (2, 6.0), (12, 5.0)) >= 1
@@ -67,7 +67,7 @@ def test_the_schedule_ends_with_the_training(benchmark: ModuleType, trained_run:
     stage = benchmark.stage("pixelcnn", {"width": 16, "layers": 2}, 501, base)
     assert (stage.model.kind, stage.model.dropout) == ("pixelcnn", 0.1)
     training = stage.training
-    assert (training.steps, training.warmup_steps, training.evaluate_every) == (501, 50, 101)
+    assert (training.steps, training.warmup_steps, training.evaluate_every) == (501, 50, 51)
     assert (training.learning_rate, training.batch_size) == (benchmark.LEARNING_RATES["pixelcnn"], 12)
 
 
@@ -91,4 +91,4 @@ def test_sizes_are_about_equal(
         given = {"kind": kind, "codebook_size": 512, "coarser": coarser, **fields[place]}
         counts.append(models.parameters(models.on_meta(partial(models.construct, given, 10))))
     assert min(counts) > 2e6
-    assert max(counts) < min(4.5e6, 1.2 * min(counts))
+    assert max(counts) < min(4.5e6, 1.25 * min(counts))
