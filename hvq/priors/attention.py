@@ -147,11 +147,10 @@ def attend(
 
 
 def _attend_strictly(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    length = query.shape[2] - 1
-    earlier = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    later = functional.scaled_dot_product_attention(
-        query[:, :, 1:], key[:, :, :-1], value[:, :, :-1], attn_mask=earlier
-    )
+    """Without the first query and the last key, a position attends up to the one before it."""
+    if query.shape[2] == 1:
+        return torch.zeros_like(query)
+    later = functional.scaled_dot_product_attention(query[:, :, 1:], key[:, :, :-1], value[:, :, :-1], is_causal=True)
     return functional.pad(later, (0, 0, 1, 0))
 
 

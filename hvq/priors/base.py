@@ -78,13 +78,15 @@ class Prior(nn.Module, ABC):
     """p(codes | condition) as a product over positions in raster order, and over the codes of each in order.
 
     A kind turns earlier positions into features of each position, all at once (`features`) or one after the other
-    (`make_state`, `step_features`); the head that turns those into logits is the same for all. Nothing is kept on the
-    module.
+    (`make_state`, `step_features`); the head that turns those into logits is the same for all. No state of sampling is
+    kept on the module. Steps run in the precision of the weights, whatever the autocast.
 
     The arguments are those of `PriorLevel`; a kind adds its own.
     """
 
     head: CodeHead
+    # Axes of the grid.
+    spatial_dims: int = 2
 
     def __init__(
         self,
@@ -112,6 +114,7 @@ class Prior(nn.Module, ABC):
     def _make_condition(
         self, channels: int, blocks: int, *, spatial_dims: int = 2, gated: bool = False
     ) -> ConditionEncoder:
+        self.spatial_dims = spatial_dims
         return ConditionEncoder(
             channels=channels,
             coarser=self.coarser,
@@ -170,12 +173,13 @@ class Prior(nn.Module, ABC):
     @torch.no_grad()
     def make_cache(self, condition: Condition, batch: int, grid: Sequence[int]) -> PriorCache:
         """A cache for sampling `batch` grids from their first code on; it holds the weights, laid out for steps."""
-        return PriorCache(
-            state=self.make_state(condition, batch, tuple(grid)),
-            batch=batch,
-            length=prod(grid) * self.codes_per_position,
-            head=self.head.make_state(),
-        )
+        with self._without_autocast():
+            return PriorCache(
+                state=self.make_state(condition, batch, tuple(grid)),
+                batch=batch,
+                length=prod(grid) * self.codes_per_position,
+                head=self.head.make_state(),
+            )
 
     @torch.no_grad()
     def step(self, previous: Tensor | None, cache: PriorCache) -> tuple[Tensor, PriorCache]:
@@ -195,20 +199,25 @@ class Prior(nn.Module, ABC):
         codes = cache.codes if previous is None else (*cache.codes, previous)
         features = cache.features
         position, within = divmod(cache.position, self.codes_per_position)
-        if within == 0:
-            before = torch.stack(codes, dim=1) if codes else None
-            features, codes = self.step_features(before, cache.state, position), ()
-        assert features is not None
-        logits = self.head.step(features, codes, cache.head)
+        with self._without_autocast():
+            if within == 0:
+                before = torch.stack(codes, dim=1) if codes else None
+                features, codes = self.step_features(before, cache.state, position), ()
+            assert features is not None
+            logits = self.head.step(features, codes, cache.head)
         # Noise is added to them: in half precision, many codes would share a value.
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits, replace(cache, position=cache.position + 1, features=features, codes=codes)
 
+    def _without_autocast(self) -> torch.autocast:
+        return torch.autocast(next(self.parameters()).device.type, enabled=False)
+
     def _check(self, codes: Tensor) -> None:
-        if self.codes_per_position > 1 and codes.shape[-1] != self.codes_per_position:
+        several = self.codes_per_position
+        if several > 1 and (codes.shape[-1] != several or codes.dim() != 2 + self.spatial_dims):
             raise DataError(
-                f"codes must have {self.codes_per_position} per position on their last axis; "
-                f"received {list(codes.shape)}"
+                f"codes must be [B, {self.spatial_dims} axes of the grid, G], of {several} per position on their last "
+                f"axis; received {list(codes.shape)}"
             )
         if torch.compiler.is_compiling() or not codes.numel():
             return

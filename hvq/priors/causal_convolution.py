@@ -143,9 +143,9 @@ class CausalConvolution(nn.Module):
 
     def step(self, features: Tensor, column: int, state: CausalState, extra: Tensor | None = None) -> Tensor:
         """Features `[B, E]` of one position, of which `[B, C]` is the input; `extra` `[B, E]` is added to it."""
+        assert extra is None or state.added is None
         added = extra if state.added is None else state.added[:, column]
         if state.window is None:
             return state.own(features, change=Change.ELU, add=added)
-        assert extra is None or state.added is None
         state.window.write(functional.elu(features), column)
         return state.own.of_position(state.window, column, self.own.taps, added)

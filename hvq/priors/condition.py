@@ -144,7 +144,7 @@ class ConditionEncoder(nn.Module):
             DataError: where the condition is not what the prior was built for, or a label is out of range.
         """
         _check_presence(condition.features, self.dense, "a feature map")
-        parts = [self.everywhere(condition, batch).view(batch, -1, *(1 for _ in grid))]
+        parts = [self.everywhere(condition, batch)[(..., *(None for _ in grid))]]
         for name, codes in in_level_order(condition.codes, tuple(self.coarser), "codes of coarser levels").items():
             each = codes.long().unsqueeze(-1) if name in self._without_axis else codes.long()
             embedded = torch.movedim(self.embeddings[name](each), -1, 1)

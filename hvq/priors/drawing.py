@@ -61,8 +61,9 @@ def draw(logits: Tensor, noise: Tensor, options: SamplingOptions) -> Tensor:
         return logits.argmax(dim=-1)
     logits = logits / options.temperature
     if options.top_k is not None and options.top_k < logits.shape[-1]:
-        smallest = logits.topk(options.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest, -torch.inf)
+        # Of equal ones the lower index comes first.
+        best = logits.sort(dim=-1, descending=True, stable=True).indices[:, : options.top_k]
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, best, logits.gather(-1, best))
     if options.top_p < 1:
         logits = _cut_to_share(logits, options.top_p)
     return (logits + noise.to(logits)).argmax(dim=-1)
@@ -70,7 +71,7 @@ def draw(logits: Tensor, noise: Tensor, options: SamplingOptions) -> Tensor:
 
 def _cut_to_share(logits: Tensor, share: float) -> Tensor:
     """Keep the most probable codes up to and with the one that completes the share."""
-    ordered, order = logits.sort(dim=-1, descending=True)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
     return torch.full_like(logits, -torch.inf).scatter(-1, order, ordered.masked_fill(before >= share, -torch.inf))

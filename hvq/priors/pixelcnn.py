@@ -92,6 +92,15 @@ class _GatedLayer(nn.Module):
         return state.output(gated(out, dim=-1), add=horizontal)
 
 
+@dataclass
+class _Layers:
+    """How codes enter both stacks, and the states of their layers."""
+
+    vertical_table: Tensor
+    horizontal_table: Tensor
+    layers: list[_LayerState]
+
+
 class PixelCNNPrior(RasterPrior):
     """Two stacks of gated convolutions: one reads the rows above, one its own row, so that no code is out of sight.
 
@@ -152,21 +161,23 @@ class PixelCNNPrior(RasterPrior):
             )
         return self._finish(horizontal.movedim(1, -1))
 
-    def make_layers(self, state: RasterState, batch: int, grid: Sequence[int]) -> list[_LayerState]:
+    def make_layers(self, state: RasterState, batch: int, grid: Sequence[int]) -> _Layers:
         """States of all layers before the first position."""
-        return [layer.make_state(batch, grid[1]) for layer in self.layers]  # type: ignore[operator]
+        layers = [layer.make_state(batch, grid[1]) for layer in self.layers]  # type: ignore[operator]
+        return _Layers(self.vertical.tables(), self.horizontal.tables(), layers)
 
     def start_row(self, state: RasterState, row: int) -> None:
         """The vertical stack of a whole row."""
-        vertical = self.vertical(state.codes, rows=(row, row + 1), columns=(0, state.width))[:, 0]
-        for layer, of_layer in zip(self.layers, state.layers, strict=True):
+        place, layers = {"rows": (row, row + 1), "columns": (0, state.width)}, state.layers
+        vertical = self.vertical(state.codes, **place, table=layers.vertical_table)[:, 0]
+        for layer, of_layer in zip(self.layers, layers.layers, strict=True):
             vertical = layer.start_row(vertical, state.context[:, row], of_layer)  # type: ignore[operator]
 
     def step_position(self, state: RasterState, row: int, column: int) -> Tensor:
         """The horizontal stack of one position."""
-        place = {"rows": (row, row + 1), "columns": (column, column + 1)}
-        horizontal = self.horizontal(state.codes, **place)[:, 0, 0]
-        for layer, of_layer in zip(self.layers, state.layers, strict=True):
+        place, layers = {"rows": (row, row + 1), "columns": (column, column + 1)}, state.layers
+        horizontal = self.horizontal(state.codes, **place, table=layers.horizontal_table)[:, 0, 0]
+        for layer, of_layer in zip(self.layers, layers.layers, strict=True):
             horizontal = layer.step(horizontal, column, of_layer)  # type: ignore[operator]
         return self._finish(horizontal)
 

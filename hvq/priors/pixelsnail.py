@@ -6,7 +6,7 @@ Letters: B batch, h w grid, T = h·w positions in raster order, K codebook size,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -179,11 +179,12 @@ class _Block(nn.Module):
 
 @dataclass
 class _Layers:
-    """States of the blocks and of what follows them, and the place of each position, `[B, 2, h, w]`."""
+    """States of the blocks and of what follows them, how codes enter, and the place of each position `[B, 2, h, w]`."""
 
+    table: Tensor
     coordinates: Tensor
     blocks: list[_BlockState]
-    outputs: list[_ResidualState] = field(default_factory=list)
+    outputs: list[_ResidualState]
 
 
 class PixelSNAILPrior(RasterPrior):
@@ -294,7 +295,7 @@ class PixelSNAILPrior(RasterPrior):
         coordinates = grid_coordinates(grid, state.context).expand(batch, -1, -1, -1)
         blocks = [block.make_state(batch, grid) for block in self.blocks]  # type: ignore[operator]
         outputs = [residual.make_state(batch, grid[1]) for residual in self.outputs]  # type: ignore[operator]
-        return _Layers(coordinates, blocks, outputs)
+        return _Layers(self.inputs.tables(), coordinates, blocks, outputs)
 
     def start_row(self, state: RasterState, row: int) -> None:
         """What the rows above say to each convolution."""
@@ -304,7 +305,7 @@ class PixelSNAILPrior(RasterPrior):
     def step_position(self, state: RasterState, row: int, column: int) -> Tensor:
         """The network for one position."""
         layers, place = state.layers, {"rows": (row, row + 1), "columns": (column, column + 1)}
-        features = self.inputs(state.codes, **place)[:, 0, 0]
+        features = self.inputs(state.codes, **place, table=layers.table)[:, 0, 0]
         if column == 0 and row > 0:
             features = features + self.line_start(self.taps.read(state.codes, row - 1, state.width - 1))
         coordinates, position = layers.coordinates[:, :, row, column], row * state.width + column

@@ -290,6 +290,7 @@ int hvq_product(const float *numbers, int64_t rows, int64_t positions, int64_t s
     const input x = {numbers, positions, sample_stride, position_stride, segments, slots,        first,
                      slot_stride, length, change, scale, shift, scale_stride, shift_stride, epsilon};
     const output y = {out, out_stride, bias, gate, add, gate_stride, add_stride};
+    if (rows <= 0) return 0;
     int64_t tiles = (rows + TILE - 1) / TILE, height = (rows + tiles - 1) / tiles;
     int64_t panels = (outputs + PANEL - 1) / PANEL, inputs = segments * length;
     int64_t block = rows == 1 ? LONG_BLOCK : BLOCK;
@@ -315,7 +316,7 @@ int hvq_product(const float *numbers, int64_t rows, int64_t positions, int64_t s
                     continue;
                 }
                 const float *row = row_of(&x, m) + ring;
-                if (is_first && change == NORMALIZED) factors[m] = inverse_rms(row, length, epsilon);
+                if (is_first) factors[m] = change == NORMALIZED ? inverse_rms(row, length, epsilon) : 1.0f;
                 pack_row(&x, row, m / positions, factors[m], start, count, packed + m * PITCH);
             }
 #pragma omp for schedule(static)
@@ -459,8 +460,10 @@ int hvq_attend(const float *query, int64_t query_stride, const float *key, int64
     if (batch * heads * seen * width < 8192) threads = 1;
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
-        float *scratch = aligned_alloc(64, (size_t)(blocks * LANES + 2 * ((width + 15) / 16 * 16)) * sizeof(float));
-        float *turned = scratch ? scratch + blocks * LANES : NULL;
+        /* Both parts in whole lines of 64 bytes, as the allocation asks for. */
+        int64_t scores = (blocks * LANES + 15) / 16 * 16, channels = (width + 15) / 16 * 16;
+        float *scratch = aligned_alloc(64, (size_t)(scores + channels) * sizeof(float));
+        float *turned = scratch ? scratch + scores : NULL;
         failed |= scratch == NULL;
 #pragma omp for schedule(static)
         for (int64_t pair = 0; pair < batch * key_heads; pair++) {

@@ -73,6 +73,18 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def _require_plain(*tensors: Tensor | None) -> None:
+    """C reads float32 in memory of the CPU, rows that lie apart or not, and would read anything else as if it were."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or tensor.stride(-1) != 1:
+            raise ValueError(
+                f"steps were made for float32 on the CPU, channels last; received {tensor.dtype} on {tensor.device}, "
+                f"strides {list(tensor.stride())}: make a new cache where the model is, outside of autocast"
+            )
+
+
 def lay_out(loaded: ctypes.CDLL, weight: Tensor) -> Tensor:
     """Weights `[E, C]` as panels `[ceil(E / P), C, P]`, in the order in which they are read."""
     panel = loaded.hvq_panel()
@@ -84,7 +96,7 @@ def lay_out(loaded: ctypes.CDLL, weight: Tensor) -> Tensor:
 
 def empty(loaded: ctypes.CDLL, shape: Sequence[int]) -> Tensor:
     """Memory that steps walk through, in large pages where there are any."""
-    tensor = torch.empty(*shape, dtype=torch.float32)
+    tensor = torch.empty(*shape, dtype=torch.float32, device="cpu")
     loaded.hvq_large_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 
@@ -120,11 +132,15 @@ def product(
         shift: the same.
         epsilon: of the norm.
         bias: `[E]`.
-        gate: `[B, E]`.
+        gate: `[M, E]`, a row for each sample.
         add: `[M, E]`, of rows that lie apart or not.
+
+    Raises:
+        ValueError: where a tensor is not float32 on the CPU.
     """
+    _require_plain(numbers, scale, shift, gate, add)
     offset, *where = place
-    out = numbers.new_empty(rows, outputs)
+    out = torch.empty(rows, outputs, dtype=torch.float32, device="cpu")
     failed = loaded.hvq_product(
         numbers.data_ptr() + 4 * offset,
         rows,
@@ -180,9 +196,13 @@ def attend(
         scales: of normalised queries and keys, `[d]` each.
         epsilon: of the norm.
         turns: cosines and sines of this position, `[d / 2]` each.
+
+    Raises:
+        ValueError: where a tensor is not float32 on the CPU.
     """
+    _require_plain(query, key, value, *(scales or ()), *(turns or ()))
     batch, key_heads, length, width = values.shape
-    out = query.new_empty(batch, heads * width)
+    out = torch.empty(batch, heads * width, dtype=torch.float32, device="cpu")
     query_scale, key_scale = scales or (None, None)
     cosine, sine = turns or (None, None)
     failed = loaded.hvq_attend(

@@ -92,15 +92,16 @@ class CodeTaps(nn.Module):
         """The codes `[B, G]` of one position of padded ones."""
         return padded[:, self._above + row, self._beside + column]
 
-    def forward(self, padded: Tensor, *, rows: Offset, columns: Offset) -> Tensor:
+    def forward(self, padded: Tensor, *, rows: Offset, columns: Offset, table: Tensor | None = None) -> Tensor:
         """Features `[B, rows, columns, E]` of a part of the grid.
 
         Args:
             padded: codes, by `pad`.
             rows: first, and the one after the last.
             columns: first, and the one after the last.
+            table: that of `tables`, where it is at hand; with a shared embedding it takes a product to make.
         """
-        table = self.tables()
+        table = self.tables() if table is None else table
         parts = []
         for i, (down, right) in enumerate(self.offsets):
             top, left = self._above + down, self._beside + right

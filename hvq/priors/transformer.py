@@ -230,7 +230,8 @@ class TransformerPrior(Prior):
     def _reset_parameters(self) -> None:
         """Small normal weights, smaller still where a block writes into the residual stream (GPT-2's scheme)."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2 or "readers" in name or "dense" in name:
+            # What reads the condition keeps the weights of its own layers.
+            if parameter.dim() < 2 or name.startswith(("condition.readers.", "condition.dense.")):
                 continue
             writes = name.endswith(("output.weight", "contract.weight"))
             nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * len(self.blocks)) if writes else 0.02)

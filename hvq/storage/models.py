@@ -19,6 +19,8 @@ from hvq.files import read_json, read_tensors, write_folder, write_json, write_t
 from hvq.priors import Prior, build_prior
 
 FORMAT_VERSION: Literal[1] = 1
+# 2: the transformer has rotary positions, gated feed-forward and adaptive norms.
+PRIOR_FORMAT_VERSION: Literal[2] = 2
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
@@ -35,7 +37,7 @@ class AutoencoderDescription(FrozenModel):
 class PriorDescription(FrozenModel):
     """`config.json` of a prior: all that it takes to build it, and to sample from it with the right autoencoder."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = PRIOR_FORMAT_VERSION
     model: PriorConfig
     level: str
     codebook_size: PositiveInt
@@ -162,11 +164,9 @@ def _read_description(folder: Path, kind: type[Description], what: str) -> Descr
     if not folder.is_dir():
         raise CheckpointError(f"no {what} in {folder}: train it first, or check the path")
     content: dict[str, Any] = read_json(folder / CONFIG, f"{what} configuration")
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{what} in {folder} has format_version {version}; this version of hvq reads {FORMAT_VERSION}"
-        )
+    version, expected = content.get("format_version"), kind.model_fields["format_version"].default
+    if version != expected:
+        raise CheckpointError(f"{what} in {folder} has format_version {version}; this version of hvq reads {expected}")
     try:
         return kind.model_validate(content)
     except ValidationError as error:

@@ -110,3 +110,8 @@ def test_guidance_is_a_number_of_at_least_nought(guidance: float) -> None:
 def test_options_out_of_range_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="temperature must be"):
         SamplingOptions(**fields)
+
+
+def test_of_equal_logits_the_first_k_are_drawn_from() -> None:
+    noise = torch.arange(7.0).expand(2, 7)
+    assert draw(torch.zeros(2, 7), noise, SamplingOptions(top_k=3)).tolist() == [2, 2]

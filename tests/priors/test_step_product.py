@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from hvq.priors import step_kernels
+import hvq
 from hvq.priors.step_product import Change, Norm, RowWindow, StepProduct, gated_silu
 from tests.priors.backends import every_backend, native, step_backend
 
@@ -66,7 +67,9 @@ def test_is_the_product_in_float64(
 
 
 @every_backend
-@pytest.mark.parametrize(("batch", "width", "channels", "rows", "margin"), [(2, 5, 3, 3, 1), (3, 7, 67, 5, 2)])
+@pytest.mark.parametrize(
+    ("batch", "width", "channels", "rows", "margin"), [(2, 5, 3, 3, 1), (3, 7, 67, 5, 2), (1, 3, 131, 3, 2)]
+)
 def test_windows_are_convolutions_of_the_rows_above_and_the_own_row(
     backend: str, batch: int, width: int, channels: int, rows: int, margin: int
 ) -> None:
@@ -114,11 +117,38 @@ def test_other_precisions_are_taken_by_pytorch(precision: torch.dtype) -> None:
     assert torch.equal(found, inputs @ weight.T)
 
 
-def test_weights_are_laid_out_and_hold_no_graph() -> None:
-    linear = torch.nn.Linear(7, 5)
-    product = StepProduct.of(linear)
+@every_backend
+@pytest.mark.parametrize(("rows", "inputs"), [(1, 9001), (0, 7), (2, 9001)])
+def test_long_rows_and_none(backend: str, rows: int, inputs: int) -> None:
+    weight, given_inputs = torch.randn(3, inputs) * inputs**-0.5, torch.randn(rows, inputs)
+    with step_backend(backend):
+        found = StepProduct(weight)(given_inputs)
+    assert found.shape == (rows, 3)
+    assert torch.allclose(found, given_inputs @ weight.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("this CPU", marks=native)])
+def test_products_hold_no_graph(backend: str) -> None:
+    with step_backend(backend), torch.no_grad():
+        product = StepProduct.of(torch.nn.Linear(7, 5))
     assert not product(torch.randn(2, 7)).requires_grad
 
 
-def test_the_source_is_part_of_the_package() -> None:
-    assert Path(step_kernels.SOURCE).is_file()
+@native
+@pytest.mark.parametrize(
+    "bad", [torch.randn(2, 7, dtype=torch.bfloat16), torch.randn(2, 7).double(), torch.randn(7, 2).T]
+)
+def test_what_is_not_float32_channels_last_is_refused_and_not_read_as_if_it_were(bad: Tensor) -> None:
+    product = StepProduct(torch.randn(5, 7))
+    with pytest.raises(ValueError, match="float32 on the CPU, channels last; received"):
+        product(bad)
+    with pytest.raises(ValueError, match="float32 on the CPU"):
+        StepProduct(torch.randn(7, 3))(torch.randn(2, 3), add=bad)
+
+
+def test_sources_are_part_of_the_package() -> None:
+    root = Path(hvq.__file__).parent
+    patterns = tomllib.loads((root.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["hvq"]
+    sources = [source.relative_to(root) for source in root.rglob("*.c")]
+    assert len(sources) >= 2
+    assert all(any(source.match(pattern) for pattern in patterns) for source in sources)

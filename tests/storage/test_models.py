@@ -175,8 +175,12 @@ FAULTS: dict[str, tuple[Callable[[str], Callable[[Path], object]], str]] = {
         "{what} configuration at .* cannot be read",
     ),
     "later format": (
-        lambda what: _edit_config(lambda c: c.update(format_version=2)),
-        "format_version 2; this version of hvq reads 1",
+        lambda what: _edit_config(lambda c: c.update(format_version=c["format_version"] + 1)),
+        r"format_version [23]; this version of hvq reads [12]",
+    ),
+    "earlier format": (
+        lambda what: _edit_config(lambda c: c.update(format_version=c["format_version"] - 1)),
+        r"format_version [01]; this version of hvq reads [12]",
     ),
     "no format": (lambda what: _edit_config(lambda c: c.pop("format_version")), "format_version None"),
     "unknown field": (lambda what: _edit_config(lambda c: c.update(colour="red")), "{what} configuration .* colour"),
