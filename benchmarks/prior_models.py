@@ -34,7 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "pixelsnail-top": {"kind": "pixelsnail", **PIXELSNAIL, "attention": True, "heads": 8},
     "pixelsnail-bottom": {"kind": "pixelsnail", **PIXELSNAIL, "attention": False, "context_blocks": 3},
     "pixelcnn": {"kind": "pixelcnn", "width": 384, "kernel": 5},
-    "transformer-85m": {"kind": "transformer", "width": 1024, "heads": 16, "key_value_heads": 4},
+    "transformer-85m": {"kind": "transformer", "width": 896, "heads": 14, "key_value_heads": 1},
     "transformer-26m": {"kind": "transformer", "width": 512, "heads": 8, "layers": 8},
 }
 # Those whose number of layers follows from the parameters of another.
