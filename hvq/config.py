@@ -225,7 +225,7 @@ class SamplingConfig(FrozenModel):
 
     samples_per_class: PositiveInt = Field(10, description="images drawn of each class (in all, without classes)")
     precision: Precision = Field(
-        "float32", description="of the priors' weights while samples are drawn; bfloat16 reads half as much of them"
+        "float32", description="of the priors' weights wherever samples are drawn; bfloat16 reads half as much of them"
     )
 
 

@@ -37,7 +37,7 @@ def main() -> None:
         with folder.timed(f"prior.{level}", write=is_main):
             fit_prior(config, folder, level, accelerator=accelerator)
     with folder.timed("samples", write=is_main):
-        hierarchy = load_hierarchy(folder).to(accelerator.device)
+        hierarchy = load_hierarchy(folder).to(accelerator.device, prior_precision=config.sampling.precision)
         sample_run(config, folder, hierarchy, reduction=current_reduction())
     with folder.timed("evaluation", write=is_main):
         numbers = evaluate(config, folder, accelerator=accelerator, sources=sources)

@@ -9,7 +9,7 @@ from command_line import read_command, recipe_parser, run, say
 
 from hvq.distributed import current_reduction
 from hvq.errors import DataError
-from hvq.evaluation.samples import STAGE, sample_run
+from hvq.evaluation.samples import STAGE, is_left, sample_run
 from hvq.storage import RunFolder, load_hierarchy
 from hvq.training.processes import describe, make_accelerator
 
@@ -52,8 +52,9 @@ def main() -> None:
     labels = chosen_labels(names, hierarchy.classes, command.config.sampling.samples_per_class)
     say(f"drawing samples: {describe(accelerator)}")
     left = folder.checkpoint(STAGE)
-    if left.exists() and options.from_codes is None:
-        say(f"drawing from the start; levels that an earlier call left would be taken with --from-codes {left}")
+    if left.exists() and (options.from_codes is None or not is_left(options.from_codes, folder)):
+        begun = "from the start" if options.from_codes is None else f"what is not in {options.from_codes}"
+        say(f"drawing {begun}; levels that an earlier call left would be taken with --from-codes {left}")
     with folder.timed("samples", write=accelerator.is_main_process):
         samples = sample_run(
             command.config,
@@ -65,7 +66,7 @@ def main() -> None:
             from_codes=options.from_codes,
             keep=options.keep,
         )
-    chosen = f", the surest of {samples.candidates} candidates," if samples.candidates > len(samples) else ""
+    chosen = f", the surest of {samples.candidates} candidates," if samples.chosen else ""
     say(f"{len(samples)} samples{chosen} are in {folder.samples}")
 
 

@@ -7,7 +7,8 @@ import json
 import runpy
 import shutil
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hvq.distributed import Reduction
 from hvq.evaluation.evaluate import evaluate
 from hvq.evaluation.samples import sample_run
 from hvq.files import read_tensors
+from hvq.priors import Prior
 from hvq.storage import RunFolder, load_hierarchy
 from hvq.training import extract_codes, fit_autoencoder, fit_prior
 from hvq.training.processes import make_accelerator
@@ -129,6 +131,22 @@ def train_everything(folder: Path) -> TrainedRun:
         sample_run(config, run, load_hierarchy(run), reduction=Reduction())
         evaluate(config, run, accelerator=make_accelerator(config, run))
     return TrainedRun(config, run)
+
+
+@contextmanager
+def drawing_precisions() -> Iterator[set[torch.dtype]]:
+    """Precisions of the weights of all priors that draw a code meanwhile."""
+    original, found = Prior.step, set[torch.dtype]()
+
+    def step(self: Prior, *words: Any) -> Any:
+        found.add(next(self.parameters()).dtype)
+        return original(self, *words)
+
+    Prior.step = step  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        Prior.step = original  # type: ignore[method-assign]
 
 
 def write_config(path: Path, config: RunConfig) -> Path:

@@ -9,6 +9,7 @@ from hvq.data.folder import FolderImages, folder_sources
 from hvq.data.loader import SampleKeys, StepSampler, TrainingStream, ordered_batches
 from hvq.data.photos import PhotoCrops, photo_sources
 from hvq.data.sources import UNAUGMENTED, Batch, BatchSource, ImageSource, Sources, TensorImages
+from hvq.data.subset import Subset, spread_rows
 
 __all__ = [
     "UNAUGMENTED",
@@ -27,6 +28,7 @@ __all__ = [
     "SampleKeys",
     "Sources",
     "StepSampler",
+    "Subset",
     "TensorImages",
     "TrainingStream",
     "array_sources",
@@ -38,5 +40,6 @@ __all__ = [
     "ordered_batches",
     "photo_sources",
     "read_image_array",
+    "spread_rows",
     "write_index",
 ]

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from hvq.chunks import map_chunks
 from hvq.config import RunConfig
-from hvq.data import Batch, CodeBatch, CodeFolder, ImageSource, Sources, build_sources, ordered_batches
+from hvq.data import (
+    Batch,
+    CodeFolder,
+    ImageSource,
+    Sources,
+    Subset,
+    build_sources,
+    ordered_batches,
+    spread_rows,
+)
 from hvq.data.pixels import bytes_to_model, bytes_to_unit, model_to_unit, unit_to_bytes
-from hvq.data.sources import Indices
 from hvq.distributed import Reduction, current_reduction
 from hvq.evaluation.classification import SMALLEST_SIDE, classification_accuracy
 from hvq.evaluation.code_usage import CodeUsage
 from hvq.evaluation.copies import copy_share
+from hvq.evaluation.real_images import MOST_REAL_IMAGES, gather_images, labelled
 from hvq.evaluation.reconstruction import ReconstructionMetrics
 from hvq.evaluation.samples import class_labels, draw_samples
 from hvq.priors.likelihood import nats_per_code
@@ -27,13 +36,11 @@ from hvq.storage import Hierarchy, RunFolder, encoder_hash, load_hierarchy, requ
 
 Numbers = dict[str, Any]
 
-# Real images that the classifier learns from and copies are looked for in; the first ones, where there are more.
-_MOST_REAL_IMAGES = 10_000
-
 _ABOUT_PRIORS = (
-    "nats per code. held_out_nats: of held-out codes; train_nats: of as many training images, without augmentation and "
-    "drop-out, far fewer where a prior over-fits; unigram_entropy: what a model reaches that knows the frequencies of "
-    "the held-out codes alone; log_codebook_size: log K, one that takes all codes for equally likely"
+    "nats per code. held_out_nats: of held-out codes; train_nats: of as many training images, spread over all of them, "
+    "without augmentation and drop-out, far fewer where a prior over-fits; unigram_entropy: what a model reaches that "
+    "knows the frequencies of the held-out codes alone; log_codebook_size: log K, one that takes all codes for equally "
+    "likely"
 )
 
 
@@ -145,7 +152,7 @@ def measure_priors(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, redu
     for codes in (held_out, training):
         codes.require_encoder(encoder_hash(hierarchy.autoencoder))
     # The first rows are the images as they are; augmented ones come later.
-    seen = _FirstRows(training, min(training.num_images, len(held_out)))
+    seen = Subset(training, spread_rows(training.num_images, len(held_out)))
     priors: Numbers = {}
     for name, prior in hierarchy.priors.items():
         nats = {
@@ -162,20 +169,6 @@ def measure_priors(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, redu
         references = {"unigram_entropy": held_out.entropy(name), "log_codebook_size": math.log(prior.codebook_size)}
         priors[name] = nats | references
     return {"priors": priors}
-
-
-@dataclass(frozen=True)
-class _FirstRows:
-    """The beginning of a folder of codes."""
-
-    codes: CodeFolder
-    rows: int
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def fetch(self, indices: Indices, epochs: Indices | None = None) -> CodeBatch:
-        return self.codes.fetch(indices, epochs)
 
 
 def measure_samples(
@@ -211,8 +204,8 @@ def measure_samples(
         "are as near to one as reconstructions are on average (mean squared error on [0, 1] up to "
         f"{reconstruction_error:.2g})"
     )
-    held_out = _labelled(_gathered(sources.validation, config, hierarchy, reduction))
-    real = _labelled(real)
+    held_out = labelled(_gathered(sources.validation, config, hierarchy, reduction))
+    real = labelled(real)
     if not len(held_out["labels"]) or not len(real["labels"]):
         return numbers, f"{about}. There is no accuracy score without labels in both splits"
     if min(hierarchy.image_size) < SMALLEST_SIDE:
@@ -224,18 +217,15 @@ def measure_samples(
     }
     device = next(hierarchy.autoencoder.parameters()).device
     scores = classification_scores(config, training, held_out, len(hierarchy.classes), reduction, device)
+    precision = config.sampling.precision
+    drawn_in = "" if precision == "float32" else f" (priors in {precision})"
     score_about = (
         f"accuracy on {len(held_out['labels'])} held-out real images of a classifier trained for "
-        f"{config.evaluation.classifier_steps} steps on {len(labels)} generated images, on reconstructions of "
-        f"{len(real['labels'])} training images, and on these themselves; mean of "
+        f"{config.evaluation.classifier_steps} steps on {len(labels)} generated images{drawn_in}, on reconstructions "
+        f"of {len(real['labels'])} training images, and on these themselves; mean of "
         f"{config.evaluation.classifier_seeds} seeds"
     )
     return {**scores, **numbers}, f"{score_about}. {about}"
-
-
-def _labelled(images: dict[str, Tensor]) -> dict[str, Tensor]:
-    known = images["labels"] >= 0
-    return {name: column[known] for name, column in images.items()}
 
 
 def classification_scores(
@@ -275,26 +265,18 @@ def _share(source: ImageSource, config: RunConfig, reduction: Reduction) -> Iter
 
 
 def _gathered(source: ImageSource, config: RunConfig, hierarchy: Hierarchy, reduction: Reduction) -> dict[str, Tensor]:
-    """The first images of a split with their labels and reconstructions, uint8, in order, on every process."""
-    none = torch.zeros(0, dtype=torch.int64)
-    no_images = torch.zeros(0, source.channels, *source.size, dtype=torch.uint8)
-    columns = {"indices": [none], "labels": [none], "images": [no_images], "restored": [no_images]}
-    for batch in _share(source, config, reduction):
-        if int(batch.indices[0]) >= _MOST_REAL_IMAGES:
-            break
-        restored = encode_and_restore(hierarchy, batch.images, config.chunk_size)["images"]
-        values = {"indices": batch.indices, "labels": batch.labels, "images": batch.images}
-        for name, value in (values | {"restored": unit_to_bytes(restored).cpu()}).items():
-            columns[name].append(value)
-    # Through the models' device, since the processes of several GPUs exchange nothing else.
+    """Images of a split with their labels and reconstructions, on the CPU of every process."""
+
+    def restore(images: Tensor) -> Tensor:
+        return unit_to_bytes(encode_and_restore(hierarchy, images, config.chunk_size)["images"])
+
     device = next(hierarchy.autoencoder.parameters()).device
-    gathered = {name: reduction.concatenate(torch.cat(parts).to(device)).cpu() for name, parts in columns.items()}
-    order = gathered["indices"].argsort()
-    return {name: column[order] for name, column in gathered.items()}
+    gathered = gather_images(config, source, reduction, device, restore)
+    return {name: column.cpu() for name, column in gathered.items()}
 
 
 def _training_codes(run: RunFolder) -> dict[str, Tensor]:
+    """Codes of the same training images that `gather_images` gives, in every augmented epoch."""
     folder = CodeFolder(run.codes, "train")
-    images = min(folder.num_images, _MOST_REAL_IMAGES)
-    rows = torch.arange(len(folder))
-    return folder.fetch(rows[rows % folder.num_images < images].numpy()).codes
+    rows, images = np.arange(len(folder)), spread_rows(folder.num_images, MOST_REAL_IMAGES)
+    return folder.fetch(rows[np.isin(rows % folder.num_images, images)]).codes

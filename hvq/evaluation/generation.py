@@ -85,7 +85,9 @@ def generate(
     after_position: AfterPosition | None = None,
     after_level: AfterLevel | None = None,
 ) -> Generated:
-    """Draw codes from the priors and decode them; processes take chunks in turn, and all get everything.
+    """Draw codes from the priors and decode them; all processes get everything.
+
+    They take chunks in turn to draw, which is nearly all of the work. Each decodes all codes for itself.
 
     Args:
         hierarchy: with a prior for every level that is not given.
@@ -93,7 +95,8 @@ def generate(
         labels: a class for each sample, -1 for none.
         seed: of the noise.
         chunk_size: samples drawn at a time.
-        options: how codes are drawn, by level name; what the priors were saved with by default.
+        options: how codes are drawn, by level name; what the priors were saved with by default. Those of levels that
+            are given do nothing.
         given: codes `[n, h, w]`, or `[n, h, w, G]`, of levels that are taken as they are.
         fixed: for in-painting, by level name, such codes and a mask, bool `[n, h, w]`, of the positions that keep them.
         reduction: over the processes that share the work.
@@ -110,7 +113,7 @@ def generate(
     missing = [name for name in names if name not in hierarchy.priors and name not in given]
     if missing:
         raise CheckpointError(f"sampling takes a prior for every level; train that of {', '.join(missing)} first")
-    unknown = [name for name in options or {} if name not in hierarchy.priors]
+    unknown = [name for name in options or {} if name not in names]
     if unknown:
         raise DataError(f"options name {', '.join(unknown)}, which is not a level; the levels are {', '.join(names)}")
     check_level_codes(hierarchy, given, rows=len(samples), what="given codes of level ")

@@ -11,21 +11,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from hvq.config import RunConfig
-from hvq.data import ImageSource, ordered_batches
+from hvq.data import ImageSource
 from hvq.distributed import Reduction
 from hvq.errors import ConfigurationError, DataError
 from hvq.evaluation.classification import SMALLEST_SIDE, class_probabilities, fit_classifier
+from hvq.evaluation.real_images import gather_images, labelled
 from hvq.evaluation.sample_files import Samples
 from hvq.storage import Hierarchy, require_channels
-
-# Real images that the classifier learns from; the first ones, where there are more.
-MOST_REAL_IMAGES = 10_000
 
 # A share such as 0.1 is not exact in binary: 3 / 0.1 must be 30 candidates, not 31.
 _ROUNDING = 1e-9
@@ -111,7 +109,12 @@ class Judge:
         sure = own_class_probabilities(self.classifier, samples.images, samples.labels)
         # One process decides: classifiers of several devices may differ in the last bit.
         sure, labels = reduction.first(sure).cpu(), samples.labels
-        return samples.rows(surest(sure, labels, kept_per_class(labels.tolist(), self.share)))
+        rows = surest(sure, labels, kept_per_class(labels.tolist(), self.share))
+        if len(rows) == len(samples):
+            return samples
+        # Of samples that were chosen before, all that they were chosen from count.
+        candidates = samples.candidates if samples.chosen else len(samples)
+        return replace(samples.rows(rows), candidates=candidates, chosen=len(rows))
 
 
 def fit_judge(
@@ -136,50 +139,17 @@ def fit_judge(
     Raises:
         ConfigurationError: where the share is not in (0, 1].
         DataError: where a candidate has no class, or the images are too small, or not those that the run was trained
-            on, or none has a label.
+            on, or none of those that the classifier learns from is of a candidate's class.
     """
     check_share(share)
     _require_classes(hierarchy, labels)
     _require_source(hierarchy, source)
     device = next(hierarchy.autoencoder.parameters()).device
-    images, classes = labelled_images(config, source, reduction, device)
-    if not len(classes):
-        raise DataError("keeping the surest samples takes training images with labels; data has none: keep all instead")
+    real = labelled(gather_images(config, source, reduction, device))
+    _require_seen(hierarchy, labels, real["labels"])
     steps, number = config.evaluation.classifier_steps, len(hierarchy.classes)
-    return Judge(fit_classifier(images, classes, num_classes=number, steps=steps, seed=config.seed), share)
-
-
-def labelled_images(
-    config: RunConfig, source: ImageSource, reduction: Reduction, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The first images of a split that have a label, in order, on every process.
-
-    Args:
-        config: of the run, which says how images are read.
-        source: the split.
-        reduction: over the processes, which read images in turn.
-        device: where they go; processes of several GPUs exchange nothing that is elsewhere.
-
-    Returns:
-        uint8 `[m, C, H, W]`, and their labels, int64 `[m]`.
-    """
-    indices, labels = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
-    images = [torch.zeros(0, source.channels, *source.size, dtype=torch.uint8)]
-    for batch in ordered_batches(
-        source,
-        chunk_size=config.chunk_size,
-        rank=reduction.rank,
-        processes=reduction.size,
-        workers=config.data.workers,
-    ):
-        if int(batch.indices[0]) >= MOST_REAL_IMAGES:
-            break
-        known = batch.labels >= 0
-        for column, values in ((indices, batch.indices), (labels, batch.labels), (images, batch.images)):
-            column.append(values[known])
-    joined = [reduction.concatenate(torch.cat(column).to(device)) for column in (indices, labels, images)]
-    order = joined[0].argsort()
-    return joined[2][order], joined[1][order]
+    classifier = fit_classifier(real["images"], real["labels"], num_classes=number, steps=steps, seed=config.seed)
+    return Judge(classifier, share)
 
 
 def own_class_probabilities(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -206,6 +176,19 @@ def _require_classes(hierarchy: Hierarchy, labels: Sequence[int]) -> None:
         raise DataError(
             f"keeping the surest samples takes images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE}; those of this run "
             f"are {'x'.join(map(str, hierarchy.image_size))}: keep all instead"
+        )
+
+
+def _require_seen(hierarchy: Hierarchy, labels: Sequence[int], seen: Tensor) -> None:
+    """Refuse candidates of classes that the classifier cannot learn."""
+    if not len(seen):
+        raise DataError("keeping the surest samples takes training images with labels; data has none: keep all instead")
+    learned = set(seen.unique().tolist())
+    unseen = [hierarchy.classes[label] for label in sorted(set(labels)) if label not in learned]
+    if unseen:
+        raise DataError(
+            f"keeping the surest samples takes training images of each class that is drawn; among {len(seen)} spread "
+            f"over the split there is none of {', '.join(unseen)}: draw other classes, or keep all instead"
         )
 
 

@@ -15,7 +15,7 @@ from hvq.data.pixels import bytes_to_model, unit_to_bytes
 from hvq.evaluation.generation import decode_images
 from hvq.evaluation.pictures import reconstruction_grid, sample_grid, training_curves, usage_histogram
 from hvq.evaluation.report import Picture, write_report
-from hvq.evaluation.sample_files import TENSORS, read_description
+from hvq.evaluation.sample_files import TENSORS, has_description, read_description
 from hvq.files import read_tensors
 from hvq.storage import Hierarchy, RunFolder, load_hierarchy
 
@@ -120,10 +120,13 @@ def _stand_in_note(stand_ins: Mapping[str, str]) -> str:
 
 
 def _choice_note(path: Path) -> str:
-    """Whether the samples are all that were drawn; nothing of files that do not say."""
+    """Whether the samples were chosen among more; nothing of files that do not say, or were cut since."""
     if not path.exists():
         return ""
     tensors, metadata = read_tensors(path, "samples")
-    candidates = read_description(metadata, path).candidates if metadata else 0
-    shown = len(tensors["labels"])
-    return f"The {shown} of {candidates} candidates that a classifier was surest of." if candidates > shown else ""
+    if not has_description(metadata):
+        return ""
+    description, shown = read_description(metadata, path), len(tensors["labels"])
+    if not description.chosen_of(shown):
+        return ""
+    return f"The {shown} of {description.candidates} candidates that a classifier was surest of."

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ import torch
 from pydantic import NonNegativeInt, ValidationError
 from torch import Tensor
 
-from hvq.config import CodeSamplingConfig
+from hvq.config import CodeSamplingConfig, Precision
 from hvq.config_base import FrozenModel
 from hvq.distributed import Reduction
 from hvq.errors import CheckpointError
@@ -40,6 +40,12 @@ class SamplesDescription(FrozenModel):
     seed: int
     options: dict[str, CodeSamplingConfig]
     candidates: NonNegativeInt
+    chosen: NonNegativeInt = 0
+    precision: Precision = "float32"
+
+    def chosen_of(self, rows: int) -> int:
+        """`chosen`, or 0 where the file has other rows than were chosen, since somebody took some of them."""
+        return self.chosen if self.chosen == rows else 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Samples:
         codes: int64 `[n, h, w]`, or `[n, h, w, G]`, of the levels that are drawn, coarse to fine.
         images: uint8 `[n, C, H, W]`; None before all levels are drawn.
         candidates: how many were drawn to choose these from; n where all of them are here.
+        chosen: n where these are the ones that a classifier was surest of, 0 where none chose among the candidates.
+        precision: of the priors' weights while codes were drawn.
     """
 
     numbers: Tensor
@@ -63,20 +71,21 @@ class Samples:
     codes: Mapping[str, Tensor] = field(default_factory=dict)
     images: Tensor | None = None
     candidates: int = 0
+    chosen: int = 0
+    precision: Precision = "float32"
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def rows(self, rows: Tensor) -> Samples:
         """Some of the samples, chosen from these."""
-        return Samples(
+        return replace(
+            self,
             numbers=self.numbers[rows],
             labels=self.labels[rows],
-            seed=self.seed,
-            options=self.options,
             codes={name: codes[rows] for name, codes in self.codes.items()},
             images=None if self.images is None else self.images[rows],
-            candidates=self.candidates,
+            chosen=0,
         )
 
 
@@ -93,6 +102,8 @@ def write_samples_file(path: Path, samples: Samples, *, encoder: str) -> None:
         seed=samples.seed,
         options={name: CodeSamplingConfig(**asdict(options)) for name, options in samples.options.items()},
         candidates=samples.candidates,
+        chosen=samples.chosen,
+        precision=samples.precision,
     )
     write_tensors(path, _tensors(samples), {_ENTRY: description.model_dump_json()})
 
@@ -129,7 +140,14 @@ def read_samples_file(path: Path, hierarchy: Hierarchy) -> Samples:
         codes={name: codes.long() for name, codes in in_level_order(codes, present, "codes").items()},
         images=tensors.get("images"),
         candidates=description.candidates,
+        chosen=description.chosen_of(len(labels)),
+        precision=description.precision,
     )
+
+
+def has_description(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata of a file says anything of samples; other tools leave entries of their own."""
+    return _ENTRY in metadata
 
 
 def read_description(metadata: Mapping[str, str], path: Path) -> SamplesDescription:
@@ -138,7 +156,7 @@ def read_description(metadata: Mapping[str, str], path: Path) -> SamplesDescript
     Raises:
         CheckpointError: where it says nothing, or something else.
     """
-    if _ENTRY not in metadata:
+    if not has_description(metadata):
         raise CheckpointError(
             f"{path} does not say which autoencoder its codes are of, and from which seed; take a file that this "
             "version of hvq has drawn, or pass codes of your own to HierarchicalVQ.sample"
@@ -148,6 +166,36 @@ def read_description(metadata: Mapping[str, str], path: Path) -> SamplesDescript
     except (json.JSONDecodeError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(f"what {path} says of its samples cannot be read: {first}; draw them again") from None
+
+
+def read_everywhere(read: Callable[[], Samples], *, reduction: Reduction, device: torch.device, path: Path) -> Samples:
+    """Samples that each process reads for itself, the same on all; where one of them cannot, none goes on.
+
+    Args:
+        read: gives them, or raises.
+        reduction: over the processes.
+        device: of the models, through which processes exchange tensors.
+        path: that they are read from.
+
+    Raises:
+        CheckpointError: where another process could not read them, or processes see different ones.
+    """
+    samples, fault = None, None
+    try:
+        samples = read()
+    except Exception as error:
+        # Raised at once, it would leave the other processes waiting for this one.
+        fault = error
+    failed = int(reduction.sum(torch.tensor([fault is not None], dtype=torch.int64, device=device)))
+    if fault is not None:
+        raise fault
+    if samples is None or failed:
+        raise CheckpointError(
+            f"all {reduction.size} processes must read the samples at {path}, and {failed} cannot; put it on a disk "
+            "that all of them share"
+        )
+    require_same_everywhere(samples, reduction=reduction, device=device, path=path)
+    return samples
 
 
 def require_same_everywhere(samples: Samples, *, reduction: Reduction, device: torch.device, path: Path) -> None:
@@ -176,7 +224,7 @@ def _tensors(samples: Samples) -> dict[str, Tensor]:
 
 
 def _digest(samples: Samples) -> bytes:
-    digest = hashlib.sha256(str(samples.seed).encode())
+    digest = hashlib.sha256(f"{samples.seed} {samples.precision}".encode())
     for name, tensor in sorted(_tensors(samples).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().numpy().tobytes())

@@ -22,8 +22,8 @@ from hvq.evaluation.rejection import candidate_labels, check_share, fit_judge
 from hvq.evaluation.sample_files import (
     TENSORS,
     Samples,
+    read_everywhere,
     read_samples_file,
-    require_same_everywhere,
     write_samples_file,
 )
 from hvq.files import remove_folder, write_folder
@@ -64,8 +64,10 @@ def draw_samples(
     """Samples of some classes, with a progress bar in codes per second on the first process's terminal.
 
     Args:
-        config: of the run; `priors.<level>.sampling` says how codes are drawn.
-        hierarchy: with a prior for every level that is not given.
+        config: of the run; `priors.<level>.sampling` says how codes are drawn, and `sampling.precision` with weights
+            of which precision.
+        hierarchy: with a prior for every level that is not given, in the precision in which it was saved, or already
+            in that one; it is left as it is.
         labels: a class for each sample.
         reduction: over the processes that share the work.
         seed: of the noise; the run's by default.
@@ -86,7 +88,7 @@ def draw_samples(
         disable=None if reduction.rank == 0 else True,
     ) as bar:
         return generate(
-            hierarchy,
+            hierarchy.with_prior_precision(config.sampling.precision),
             samples=range(len(labels)) if numbers is None else numbers,
             labels=labels,
             seed=config.seed if seed is None else seed,
@@ -148,13 +150,13 @@ def sample_run(
         sources: the images that the classifier learns from; those of `config.data` by default.
 
     Raises:
-        CheckpointError: where a prior is missing, or the samples of `from_codes` are not of this run or not those that
-            are asked for.
+        CheckpointError: where a prior is missing, or the samples of `from_codes` are not of this run, not those that
+            are asked for, or not there for every process.
         ConfigurationError: where `keep` is not in (0, 1], or guidance is asked for without classes.
         DataError: where `keep` is asked for, and there are no classes or no real images.
     """
     samples = _begun(config, hierarchy, labels=labels, seed=seed, from_codes=from_codes, keep=keep, reduction=reduction)
-    judge = None
+    judge, drawn = None, any(name not in samples.codes for name in hierarchy.grids)
     if keep is not None:
         # Before anything is drawn, so that missing images are noticed at once.
         images = (sources or build_sources(config.data, config.seed)).train
@@ -165,7 +167,9 @@ def sample_run(
         samples = judge.choose(samples, reduction)
     if reduction.rank == 0:
         write_samples(run.samples, samples, encoder=encoder, classes=hierarchy.classes)
-        remove_folder(run.checkpoint(STAGE))
+        if drawn or (from_codes is not None and is_left(from_codes, run)):
+            # Otherwise what lies there is of another call.
+            remove_folder(run.checkpoint(STAGE))
     # No process goes on before the files are there, for it may read them next.
     reduction.sum(torch.zeros(1, device=next(hierarchy.autoencoder.parameters()).device))
     return samples
@@ -189,18 +193,42 @@ def _begun(
     if labels is not None and keep is not None:
         labels = candidate_labels(labels, keep)
     if from_codes is not None:
-        samples = read_samples_file(from_codes, hierarchy)
-        _require_asked_for(samples, labels, seed, from_codes)
-        device = next(hierarchy.autoencoder.parameters()).device
-        require_same_everywhere(samples, reduction=reduction, device=device, path=from_codes)
-        return samples
+        return read_everywhere(
+            lambda: _taken(config, hierarchy, labels, seed, from_codes),
+            reduction=reduction,
+            device=next(hierarchy.autoencoder.parameters()).device,
+            path=from_codes,
+        )
     assert labels is not None
     return Samples(
         numbers=torch.arange(len(labels)),
         labels=torch.tensor(labels, dtype=torch.int64),
         seed=config.seed if seed is None else seed,
         candidates=len(labels),
+        precision=config.sampling.precision,
     )
+
+
+def is_left(path: Path, run: RunFolder) -> bool:
+    """Whether a path is where a call that was ended left its finished levels."""
+    folder = run.checkpoint(STAGE).resolve()
+    return path.resolve() in (folder, folder / TENSORS)
+
+
+def _taken(
+    config: RunConfig, hierarchy: Hierarchy, labels: Sequence[int] | None, seed: int | None, path: Path
+) -> Samples:
+    """The samples of a file, where they are those that are asked for."""
+    samples = read_samples_file(path, hierarchy)
+    _require_asked_for(samples, labels, seed, path)
+    missing = [name for name in hierarchy.grids if name not in samples.codes]
+    if missing and samples.precision != config.sampling.precision:
+        raise CheckpointError(
+            f"the samples in {path} are drawn in {samples.precision}; asked for is {config.sampling.precision} for "
+            f"the rest, {', '.join(missing)}: set sampling.precision={samples.precision} to go on with theirs, or draw "
+            "new ones"
+        )
+    return samples
 
 
 def _require_asked_for(samples: Samples, labels: Sequence[int] | None, seed: int | None, path: Path) -> None:
@@ -226,12 +254,14 @@ def _finished(
     encoder: str,
 ) -> Samples:
     """Draw the levels that are missing, keep each as soon as it is there, and decode."""
-    drawn, options = dict(samples.codes), {**sampling_options(config, hierarchy), **samples.options}
+    drawn, options = dict(samples.codes), _options(config, hierarchy, samples)
 
     def keep_level(name: str, codes: Tensor) -> None:
         drawn[name] = codes
         if reduction.rank == 0:
-            so_far = replace(samples, codes=dict(drawn), options={level: options[level] for level in drawn})
+            so_far = replace(
+                samples, codes=dict(drawn), options={level: how for level, how in options.items() if level in drawn}
+            )
             write_samples_file(run.checkpoint(STAGE) / TENSORS, so_far, encoder=encoder)
 
     generated = draw_samples(
@@ -245,6 +275,13 @@ def _finished(
         after_level=keep_level,
     )
     return replace(samples, codes=generated.codes, images=generated.images, options=options)
+
+
+def _options(config: RunConfig, hierarchy: Hierarchy, samples: Samples) -> dict[str, SamplingOptions]:
+    """How each level was or will be drawn; nothing of a level whose codes come from a file that does not say."""
+    configured = sampling_options(config, hierarchy)
+    known = {name: (samples.options if name in samples.codes else configured).get(name) for name in hierarchy.grids}
+    return {name: options for name, options in known.items() if options is not None}
 
 
 def _counting(bar: tqdm[NoReturn], what: str, codes_at_once: int) -> AfterPosition:

@@ -48,7 +48,10 @@ class Request:
 
     @property
     def level_names(self) -> tuple[str, ...]:
-        """All levels, coarse to fine: a level is drawn once all that its prior is conditioned on is there."""
+        """All levels, coarse to fine: a level is drawn once all that its prior is conditioned on is there.
+
+        Levels that no prior tells apart, which are finer than all that have one, come in the order of `grids`.
+        """
         return tuple(sorted(dict.fromkeys([*self.priors, *self.given]), key=self._depth))
 
     def check(self) -> None:
@@ -70,12 +73,14 @@ class Request:
             else:
                 self._check_drawn(name)
 
-    def _depth(self, name: str) -> float:
-        """Number of levels that are coarser; infinite where no prior tells."""
+    def _depth(self, name: str) -> tuple[float, int]:
+        """Number of levels that are coarser, infinite where no prior tells, and the place among the grids."""
+        grids = list(self.grids)
+        place = grids.index(name) if name in self.grids else len(grids)
         if name in self.priors:
-            return len(self.priors[name].coarser)
-        places = [list(prior.coarser).index(name) for prior in self.priors.values() if name in prior.coarser]
-        return min(places, default=math.inf)
+            return len(self.priors[name].coarser), place
+        depths = [list(prior.coarser).index(name) for prior in self.priors.values() if name in prior.coarser]
+        return min(depths, default=math.inf), place
 
     def _check_names(self) -> None:
         known = ", ".join(name for name in self.level_names if name in self.grids)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,18 +38,30 @@ class Hierarchy:
     channels: int
     classes: tuple[str, ...]
 
-    def to(self, device: torch.device | str, *, prior_precision: Precision = "float32") -> Hierarchy:
+    def to(self, device: torch.device | str, *, prior_precision: Precision | None = None) -> Hierarchy:
         """Move all models to a device, in place.
 
         Args:
             device: where they run.
             prior_precision: of the priors' weights; bfloat16 halves what a step of sampling reads, and draws other
-                samples.
+                samples. By default it is left as it is.
         """
         self.autoencoder.to(device)
         for prior in self.priors.values():
-            prior.to(device=device, dtype=getattr(torch, prior_precision))
+            prior.to(device=device, dtype=None if prior_precision is None else getattr(torch, prior_precision))
         return self
+
+    def with_prior_precision(self, precision: Precision) -> Hierarchy:
+        """The same system with its priors' weights in a precision; those that have another one are copied.
+
+        What bfloat16 drops does not come back: begin with the priors as they were loaded.
+        """
+        dtype = getattr(torch, precision)
+        priors = {
+            name: prior if next(prior.parameters()).dtype == dtype else deepcopy(prior).to(dtype=dtype)
+            for name, prior in self.priors.items()
+        }
+        return replace(self, priors=priors)
 
 
 def load_hierarchy(run: RunFolder) -> Hierarchy:

@@ -18,7 +18,8 @@ from hvq.files import read_json, read_tensors, remove_folder, write_folder, writ
 from hvq.storage.models import load_state
 from hvq.training.optimization import Optimization
 
-FORMAT_VERSION = 1
+# 2: the looks at held-out data are all among the further tensors, where 1 had the best weights and their score alone.
+FORMAT_VERSION = 2
 # Fields that may differ from the run that is resumed: they change what is logged, or when training ends, but not what
 # is computed on the way.
 _FREE_FIELDS = {"log_every", "checkpoint_every", "workers", "sampling", "patience"}
@@ -79,7 +80,8 @@ class TrainingCheckpoint:
         if state.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
                 f"training checkpoint in {self.folder} has format_version {state.get('format_version')}; "
-                f"this version of hvq resumes {FORMAT_VERSION}"
+                f"this version of hvq resumes {FORMAT_VERSION}: resume with the version that wrote it, or train "
+                "without --resume"
             )
         difference = _first_difference(state.get("settings"), self._settings)
         if difference is not None:

@@ -47,8 +47,9 @@ class CodeLooks:
             self._record.add_training(report.terms["nats"])
 
     def take(self) -> dict[str, float]:
-        """Nats per code on held-out codes and in training since the last look, beside what is reached without a prior.
+        """Nats per code on held-out codes, the mean training loss since the last look, and what needs no prior.
 
+        The training loss is that of the steps themselves, with drop-out, and of weights that were still changing.
         The entropy of the frequencies of codes is reached by a model that knows nothing else, and log K by one that
         takes all codes for equally likely.
         """
@@ -59,16 +60,16 @@ class CodeLooks:
         if self._record.finds_overfitting(nats, training):
             self._log.say(self._overfitting(nats, training))
         references = {"unigram_entropy": self._unigram, "log_codebook_size": self._uniform}
-        return {"train_nats": training, "held_out_nats": nats, **references}
+        return {"training_loss": training, "held_out_nats": nats, **references}
 
     def summarize(self) -> None:
         """Say what has come of it, and which weights are kept."""
         record, what = self._record, f"prior of level {self._level}"
         self._log.say(
-            f"{what}, nats per code: {record.score:.3f} held out, {record.training_at_best:.3f} in training; "
+            f"{what}, nats per code: {record.score:.3f} held out; training loss {record.training_at_best:.3f}, "
             f"unigram entropy {self._unigram:.3f}, log K {self._uniform:.3f}"
         )
-        if record.stops:
+        if record.stops and self._optimization.step_number < self._optimization.config.steps:
             self._log.say(
                 f"{what} stopped early, at step {self._optimization.step_number} of {self._optimization.config.steps}: "
                 f"{record.looks_since_best} looks at held-out codes without improvement (patience {record.patience})"
@@ -79,7 +80,7 @@ class CodeLooks:
         record, fields, step = self._record, f"priors.{self._level}", self._optimization.step_number
         return (
             f"warning: the prior of level {self._level} over-fits: from step {record.best_step} to {step}, held-out "
-            f"nats per code rose from {record.score:.3f} to {nats:.3f} while those in training fell from "
+            f"nats per code rose from {record.score:.3f} to {nats:.3f} while the training loss fell from "
             f"{record.training_at_best:.3f} to {training:.3f}; the best weights are kept. More augmented codes "
             f"(extraction.augmented_epochs), more drop-out ({fields}.model.dropout) or a smaller {fields}.model help; "
             f"{fields}.training.patience ends in time"

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.modeling import get_grad_scaler
 from torch import Tensor, nn
 
 from hvq.config import OptimizationConfig
@@ -74,6 +75,7 @@ class Optimization:
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas
         )
+        renew_loss_scale(accelerator)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
         # accelerate has put autocast into the model's own forward, where looks at held-out data would run in it too;
         # `step` opens it for training alone.
@@ -142,6 +144,14 @@ class Optimization:
             )
         self.step_number += 1
         return revived
+
+
+def renew_loss_scale(accelerator: Accelerator) -> None:
+    """Begin a stage with the loss scale that it would have alone, not with what the stage before has come to."""
+    if accelerator.scaler is not None:
+        handler = accelerator.scaler_handler
+        settings = {} if handler is None else handler.to_kwargs()
+        accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **settings)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

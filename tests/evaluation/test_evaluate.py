@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from hvq import HierarchicalVQ
-from hvq.data import CodeFolder
+from hvq.data import CodeFolder, spread_rows
 from hvq.errors import CheckpointError, DataError
+from hvq.evaluation import evaluate as evaluate_module
+from hvq.evaluation import real_images
 from hvq.evaluation.evaluate import evaluate
 from hvq.priors import Condition
 from hvq.storage import load_prior
 from hvq.training.processes import make_accelerator
-from tests.runs import HELD_OUT_IMAGES, TrainedRun, changed, files_below
+from tests.runs import HELD_OUT_IMAGES, TRAIN_IMAGES, TrainedRun, changed, drawing_precisions, files_below
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,9 @@ def test_priors(numbers: dict[str, Any], trained_run: TrainedRun, level: str) ->
     assert found["held_out_nats"] == description.held_out_nats
     assert found["unigram_entropy"] == CodeFolder(trained_run.run.codes, "validation").entropy(level)
     assert found["log_codebook_size"] == math.log({"top": 11, "bottom": 13}[level])
-    # As many training images as are held out, as they are.
-    rows = CodeFolder(trained_run.run.codes, "train").fetch(np.arange(HELD_OUT_IMAGES))
+    # As many training images as are held out, as they are, of all classes although they are sorted.
+    rows = CodeFolder(trained_run.run.codes, "train").fetch(spread_rows(TRAIN_IMAGES, HELD_OUT_IMAGES))
+    assert rows.labels.unique().tolist() == [0, 1, 2]
     condition = Condition(codes={"top": rows.codes["top"]} if level == "bottom" else {}, labels=rows.labels)
     with torch.no_grad():
         logits = prior(rows.codes[level], condition).double()
@@ -102,6 +105,31 @@ def test_numbers_do_not_depend_on_the_chunk_size(numbers: dict[str, Any], copied
         again = _evaluate(copied_run, chunk_size=chunk_size)
         for part in ("reconstruction", "levels", "priors"):
             assert _flat(again[part]) == pytest.approx(_flat(numbers[part]), rel=1e-6)
+
+
+def test_samples_are_measured_in_their_precision_and_priors_in_float32(
+    numbers: dict[str, Any], copied_run: TrainedRun
+) -> None:
+    with drawing_precisions() as precisions:
+        again = _evaluate(copied_run, sampling__precision="bfloat16")
+    assert precisions == {torch.bfloat16}
+    assert again["priors"] == numbers["priors"]
+    assert "21 generated images (priors in bfloat16)" in again["about"]["classification_accuracy_score"]
+
+
+def test_copies_are_looked_for_in_the_same_images_by_pixels_and_by_codes(
+    copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (real_images, evaluate_module):
+        monkeypatch.setattr(module, "MOST_REAL_IMAGES", 10)
+    rows = spread_rows(TRAIN_IMAGES, 10)
+    found = evaluate_module._training_codes(copied_run.run)["top"]
+    codes = CodeFolder(copied_run.run.codes, "train")
+    assert len(codes) == 2 * TRAIN_IMAGES
+    assert torch.equal(found, codes.fetch(np.concatenate([rows, rows + TRAIN_IMAGES])).codes["top"])
+    about = _evaluate(copied_run)["about"]["classification_accuracy_score"]
+    assert "on 10 held-out real images" in about
+    assert "reconstructions of 10 training images" in about
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from hvq.distributed import Reduction
 from hvq.errors import DataError
 from hvq.evaluation.generation import Generated, covered_cells, generate
+from hvq.priors import SamplingOptions
 from hvq.storage import load_hierarchy
 from tests.runs import TrainedRun
 from tests.threads import run_in_threads
@@ -115,6 +118,26 @@ def test_codes_that_are_not_those_of_the_hierarchy_are_refused(trained_run: Trai
     ):
         with pytest.raises(DataError, match=fault):
             generate(hierarchy, samples=[0], labels=None, seed=0, chunk_size=5, given=codes)
+
+
+def test_options_of_levels_that_are_given_do_nothing(copied_run: TrainedRun) -> None:
+    shutil.rmtree(copied_run.run.prior("top"))
+    hierarchy, top = load_hierarchy(copied_run.run), torch.randint(11, (3, 2, 2))
+    plain, told = (
+        generate(hierarchy, samples=range(3), labels=None, seed=2, chunk_size=5, given={"top": top}, options=options)
+        for options in (None, {"top": SamplingOptions(temperature=0.0)})
+    )
+    assert torch.equal(plain.images, told.images)
+    with pytest.raises(DataError, match="options name botom, which is not a level; the levels are top, bottom"):
+        generate(
+            hierarchy,
+            samples=[],
+            labels=[],
+            seed=2,
+            chunk_size=5,
+            given={"top": top[:0]},
+            options={"botom": SamplingOptions()},
+        )
 
 
 @given(data=st.data(), stride=st.integers(1, 5), size=st.tuples(st.integers(5, 11), st.integers(5, 13)))

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from hvq.distributed import Reduction
 from hvq.errors import ConfigurationError, DataError
+from hvq.evaluation import real_images
+from hvq.evaluation.real_images import gather_images, labelled
 from hvq.evaluation.rejection import (
     Judge,
     candidate_labels,
     check_share,
     fit_judge,
     kept_per_class,
-    labelled_images,
     own_class_probabilities,
     surest,
 )
@@ -124,7 +125,12 @@ def test_a_judge_keeps_whole_samples() -> None:
     kept = Judge(_Brightness(), 1 / 3).choose(samples, Reduction())
     assert kept.numbers.tolist() == [8, 16]
     assert kept.codes["top"].flatten().tolist() == [1, 3]
-    assert (len(kept), kept.candidates, kept.seed) == (2, 6, 3)
+    assert (len(kept), kept.candidates, kept.chosen, kept.seed) == (2, 6, 2, 3)
+    everything = Judge(_Brightness(), 1.0).choose(samples, Reduction())
+    assert (len(everything), everything.chosen) == (6, 0)
+    # Of a part of samples, it is that part which is chosen from; of chosen ones, all that were drawn.
+    assert Judge(_Brightness(), 0.5).choose(samples.rows(torch.arange(1, 5)), Reduction()).candidates == 4
+    assert Judge(_Brightness(), 0.5).choose(kept, Reduction()).candidates == 2 + 4
 
 
 def test_the_classifier_learns_from_real_images_however_many_processes_read_them(trained_run: TrainedRun) -> None:
@@ -134,7 +140,8 @@ def test_the_classifier_learns_from_real_images_however_many_processes_read_them
     labels = torch.tensor([source.label(i) for i in range(len(source))])
 
     def gathered(reduction: Reduction) -> tuple[Tensor, Tensor]:
-        return labelled_images(config, source, reduction, torch.device("cpu"))
+        found = labelled(gather_images(config, source, reduction, torch.device("cpu")))
+        return found["images"], found["labels"]
 
     def fitted(reduction: Reduction) -> dict[str, Tensor]:
         judge = fit_judge(config, hierarchy, source, labels=[0, 1, 2], share=0.5, reduction=reduction)
@@ -148,6 +155,29 @@ def test_the_classifier_learns_from_real_images_however_many_processes_read_them
         assert torch.equal(shared[1], labels)
     again = fitted(Reduction())
     assert all(torch.equal(again[name], tensor) for name, tensor in alone.items())
+
+
+def test_the_classifier_learns_every_class_of_images_that_are_sorted(
+    trained_run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, hierarchy, source = trained_run.config, load_hierarchy(trained_run.run), trained_run.sources.train
+    sorted_labels = [source.label(i) for i in range(len(source))]
+    assert sorted_labels == sorted(sorted_labels)
+    monkeypatch.setattr(real_images, "MOST_REAL_IMAGES", 11)
+
+    def gathered(reduction: Reduction) -> dict[str, Tensor]:
+        return gather_images(config, source, reduction, torch.device("cpu"))
+
+    (alone,) = run_in_threads(gathered, 1)
+    assert alone["labels"].unique().tolist() == [0, 1, 2]
+    assert (len(alone["images"]), alone["indices"].tolist()) == (11, sorted(set(alone["indices"].tolist())))
+    assert all(torch.equal(source.image(i), image) for i, image in zip(alone["indices"], alone["images"], strict=True))
+    for shared in run_in_threads(gathered, 3):
+        assert all(torch.equal(shared[name], column) for name, column in alone.items())
+    fit_judge(config, hierarchy, source, labels=[0, 1, 2], share=0.5, reduction=Reduction())
+    monkeypatch.setattr(real_images, "MOST_REAL_IMAGES", 1)
+    with pytest.raises(DataError, match=r"among 1 spread over the split there is none of .*, .*: draw other classes"):
+        fit_judge(config, hierarchy, source, labels=[2, 1, 0, 0], share=0.5, reduction=Reduction())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from hvq.errors import CheckpointError, ConfigurationError, DataError
 from hvq.evaluation import samples as samples_module
 from hvq.evaluation.classification import fit_classifier
 from hvq.evaluation.generation import generate
-from hvq.evaluation.rejection import labelled_images, own_class_probabilities
+from hvq.evaluation.real_images import gather_images
+from hvq.evaluation.rejection import own_class_probabilities
 from hvq.evaluation.run_report import write_run_report
 from hvq.evaluation.sample_files import TENSORS, Samples, read_samples_file
 from hvq.evaluation.samples import STAGE, class_labels, draw_samples, sample_run
@@ -24,7 +26,7 @@ from hvq.files import read_tensors, write_tensors
 from hvq.priors import Prior, SamplingOptions
 from hvq.storage import RunFolder, load_hierarchy
 from tests.processes import run_in_processes
-from tests.runs import LEVELS, TrainedRun, changed, differing, files_below, tensors_below
+from tests.runs import LEVELS, TrainedRun, changed, differing, drawing_precisions, files_below, tensors_below
 
 
 class Killed(BaseException):
@@ -206,6 +208,59 @@ def test_samples_that_are_not_those_that_are_asked_for_are_refused(copied_run: T
     assert len(sampled(copied_run, from_codes=path, seed=3, labels=class_labels(3, 5))) == 15
 
 
+def test_levels_whose_options_nobody_knows_are_taken(copied_run: TrainedRun) -> None:
+    path = copied_run.run.samples / TENSORS
+    tensors, metadata = read_tensors(path, "samples")
+    del tensors["codes.bottom"]
+    about = json.loads(metadata["samples"])
+    write_tensors(path, tensors, {"samples": json.dumps(about | {"options": {"bottom": {"top_k": 9}}})})
+    shutil.rmtree(copied_run.run.prior("top"))
+    found = sampled(copied_run, from_codes=path, changes={"priors__bottom__sampling__top_k": 2})
+    # What the file says of a level that is drawn anew does not count.
+    assert found.options == {"bottom": SamplingOptions(top_k=2)}
+
+
+def test_what_another_call_left_outlives_one_that_draws_nothing(
+    copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    left = killed_in(copied_run, "bottom", 3, monkeypatch, seed=9)
+    before = files_below(left)
+    shutil.copytree(copied_run.run.samples, tmp_path / "others")
+    sampled(copied_run, from_codes=tmp_path / "others", keep=0.4)
+    assert files_below(left) == before != {}
+
+
+# --- precision ---
+
+
+def test_samples_are_drawn_in_the_precision_that_is_asked_for_and_can_be_drawn_again(copied_run: TrainedRun) -> None:
+    config = changed(copied_run.config, sampling__precision="bfloat16", sampling__samples_per_class=40)
+    hierarchy = load_hierarchy(copied_run.run)
+    with drawing_precisions() as precisions:
+        sample_run(config, copied_run.run, hierarchy, reduction=Reduction())
+    assert precisions == {torch.bfloat16}
+    assert {p.dtype for prior in hierarchy.priors.values() for p in prior.parameters()} == {torch.float32}
+    found = read_samples_file(copied_run.run.samples, hierarchy)
+    assert found.precision == "bfloat16"
+    again = generate(
+        hierarchy.with_prior_precision(found.precision),
+        samples=found.numbers.tolist(),
+        labels=found.labels.tolist(),
+        seed=found.seed,
+        chunk_size=7,
+        options=found.options,
+    )
+    assert all(torch.equal(again.codes[level], found.codes[level]) for level in LEVELS)
+
+
+def test_levels_of_one_file_are_of_one_precision(copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, changes = killed_in(copied_run, "bottom", 3, monkeypatch), {"sampling__precision": "bfloat16"}
+    with pytest.raises(CheckpointError, match=r"drawn in float32; asked for is bfloat16 for the rest, bottom: set"):
+        sampled(copied_run, from_codes=left, changes=changes)
+    # Where nothing is left to be drawn, nothing is asked for.
+    assert sampled(copied_run, from_codes=copied_run.run.samples, changes=changes).precision == "float32"
+
+
 # --- the surest of many ---
 
 
@@ -218,8 +273,8 @@ def test_the_surest_candidates_are_kept_with_their_numbers(copied_run: TrainedRu
     # By hand: all candidates, and how sure a classifier of the same images is of each.
     hierarchy, labels = load_hierarchy(copied_run.run), class_labels(3, 7)
     everything = generate(hierarchy, samples=range(21), labels=labels, seed=5, chunk_size=7)
-    images, real = labelled_images(config, copied_run.sources.train, Reduction(), torch.device("cpu"))
-    classifier = fit_classifier(images, real, num_classes=3, steps=30, seed=config.seed)
+    real = gather_images(config, copied_run.sources.train, Reduction(), torch.device("cpu"))
+    classifier = fit_classifier(real["images"], real["labels"], num_classes=3, steps=30, seed=config.seed)
     sure = own_class_probabilities(classifier, everything.images, torch.tensor(labels)).tolist()
     expected = [i for c in range(3) for i in sorted(sorted(range(7 * c, 7 * c + 7), key=lambda i: -sure[i])[:2])]
     assert kept.numbers.tolist() == expected
@@ -231,7 +286,30 @@ def test_the_surest_candidates_are_kept_with_their_numbers(copied_run: TrainedRu
     again = generate(hierarchy, samples=expected, labels=found.labels.tolist(), seed=found.seed, chunk_size=7)
     assert torch.equal(again.images, kept.images)
     write_run_report(config, copied_run.run, copied_run.sources)
-    assert "The 6 of 21 candidates that a classifier was surest of." in copied_run.run.report.read_text()
+    note = "candidates that a classifier was surest of."
+    assert f"The 6 of 21 {note}" in copied_run.run.report.read_text()
+    _keep_rows(copied_run.run.samples / TENSORS, 3)
+    assert read_samples_file(copied_run.run.samples, hierarchy).chosen == 0
+    write_run_report(config, copied_run.run, copied_run.sources)
+    assert note not in copied_run.run.report.read_text()
+
+
+def _keep_rows(path: Path, rows: int) -> None:
+    tensors, metadata = read_tensors(path, "samples")
+    write_tensors(path, {name: tensor[:rows] for name, tensor in tensors.items()}, metadata)
+
+
+def test_some_rows_of_all_samples_are_not_said_to_be_chosen(copied_run: TrainedRun) -> None:
+    _keep_rows(copied_run.run.samples / TENSORS, 3)
+    write_run_report(copied_run.config, copied_run.run, copied_run.sources)
+    assert "surest of" not in copied_run.run.report.read_text()
+
+
+def test_a_report_takes_samples_whose_metadata_are_of_another_tool(copied_run: TrainedRun) -> None:
+    path = copied_run.run.samples / TENSORS
+    write_tensors(path, read_tensors(path, "samples")[0], {"format": "pt"})
+    write_run_report(copied_run.config, copied_run.run, copied_run.sources)
+    assert "surest of" not in copied_run.run.report.read_text()
 
 
 def test_candidates_outlive_a_call_too(copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -333,3 +411,24 @@ def test_processes_go_on_from_where_they_were_ended(trained_run: TrainedRun, tmp
     assert found == [expected] * processes
     assert files_below(shared.samples) == files_below(alone.samples)
     assert not shared.checkpoint(STAGE).exists()
+
+
+def _refused_in_group(plain: dict[str, Any], folders: list[str]) -> str:
+    reduction = current_reduction()
+    run = RunFolder(folders[reduction.rank])
+    with pytest.raises(CheckpointError) as refused:
+        sample_run(
+            RunConfig.model_validate(plain), run, load_hierarchy(run), reduction=reduction, from_codes=run.samples
+        )
+    return str(refused.value)
+
+
+@pytest.mark.processes
+def test_processes_end_together_where_one_has_no_file(trained_run: TrainedRun, tmp_path: Path) -> None:
+    plain = trained_run.config.model_dump(mode="json")
+    folders = [str(trained_run.copied(tmp_path / name).run.path) for name in ("with", "without")]
+    shutil.rmtree(RunFolder(folders[1]).samples)
+    found = run_in_processes(_refused_in_group, 2, plain, folders)
+    assert "all 2 processes must read the samples at" in found[0]
+    assert "and 1 cannot; put it on a disk that all of them share" in found[0]
+    assert "no samples at" in found[1]

@@ -73,6 +73,18 @@ def test_what_an_earlier_call_left_is_pointed_out(copied_run: TrainedRun) -> Non
     assert not left.exists()
 
 
+def test_what_another_call_left_is_pointed_out_and_stays(copied_run: TrainedRun) -> None:
+    left, samples = copied_run.run.checkpoint(STAGE), copied_run.run.samples
+    shutil.copytree(samples, left)
+    outcome = run_recipe("sample", "--run-dir", copied_run.run.path, "--from-codes", samples, "--keep", "0.4")
+    assert f"drawing what is not in {samples}; levels that an earlier call left would be taken with" in outcome.out
+    assert "6 samples, the surest of 15 candidates, are in" in outcome.out
+    assert left.exists()
+    outcome = run_recipe("sample", "--run-dir", copied_run.run.path, "--from-codes", left)
+    assert (outcome.code, "earlier call" in outcome.out) == (0, False)
+    assert not left.exists()
+
+
 def test_finer_levels_are_drawn_anew_from_the_same_coarse_ones(copied_run: TrainedRun, tmp_path: Path) -> None:
     before, metadata = read_tensors(copied_run.run.samples / TENSORS, "samples")
     write_tensors(tmp_path / "top.safetensors", {name: before[name] for name in ("codes.top", "labels")}, metadata)

@@ -86,5 +86,7 @@ def test_priors_take_another_precision_and_the_autoencoder_does_not(trained_run:
     hierarchy = load_hierarchy(trained_run.run).to("cpu", prior_precision="bfloat16")
     assert {p.dtype for prior in hierarchy.priors.values() for p in prior.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in hierarchy.autoencoder.parameters()} == {torch.float32}
+    assert {p.dtype for prior in hierarchy.to("cpu").priors.values() for p in prior.parameters()} == {torch.bfloat16}
+    assert hierarchy.with_prior_precision("bfloat16").priors["top"] is hierarchy.priors["top"]
     codes = sample_hierarchy(hierarchy.priors, hierarchy.grids, samples=[0, 1, 2], chunk_size=3)
     assert codes["bottom"].shape == (3, 4, 4)

@@ -125,7 +125,11 @@ def _without(name: str) -> Callable[[Path], None]:
         (_without("extra.safetensors"), "no training checkpoint at .*extra.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "training checkpoint at .* is damaged"),
         (lambda folder: shutil.copy(folder / "extra.safetensors", folder / "model.safetensors"), "lacks the tensor"),
-        (_edit_state(format_version=2), "format_version 2; this version of hvq resumes 1"),
+        (_edit_state(format_version=1), "format_version 1; this version of hvq resumes 2: resume with the version"),
+        (
+            _edit_state(format_version=3),
+            "format_version 3; this version of hvq resumes 2: .* or train without --resume",
+        ),
         (_edit_state(settings={}), "is of another configuration"),
     ],
 )

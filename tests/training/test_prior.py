@@ -27,6 +27,7 @@ from hvq.priors import Prior
 from hvq.storage import RunFolder, load_prior
 from hvq.training import fit_prior
 from hvq.training.looks import held_out_nats
+from hvq.training.processes import make_accelerator
 from tests.processes import run_in_processes
 from tests.runs import CLASSES, LEVELS, TrainedRun, changed, differing, files_below, tensors_below
 from tests.threads import run_in_threads
@@ -353,6 +354,30 @@ def test_a_run_that_was_stopped_may_go_on_with_less_patience(
     assert _rows(copied_run.run, "top")[-1]["step"] == 4
 
 
+def test_training_that_ran_to_its_end_did_not_stop_early(
+    copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _script(monkeypatch, [3.0, 2.0, 2.5, 2.4])
+    config = changed(copied_run.config, priors__top__training={**LOOKS, "steps": 4, "patience": 2})
+    said = _fit_and_listen(config, copied_run.run)
+    assert _rows(copied_run.run, "top")[-1]["step"] == 4
+    assert not any("stopped early" in line for line in said)
+    assert said[-1] == "prior of level top: the weights of step 2 are kept"
+
+
+def test_a_level_begins_with_its_own_loss_scale(copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = make_accelerator(copied_run.config, copied_run.run)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    monkeypatch.setattr(
+        "hvq.training.optimization.get_grad_scaler", lambda *_: torch.amp.GradScaler("cpu", init_scale=64.0)
+    )
+    with redirect_stdout(io.StringIO()):
+        for level in ("top", "bottom"):
+            fit_prior(copied_run.config, copied_run.run, level, accelerator=accelerator)
+            assert accelerator.scaler.get_scale() == 64.0
+            accelerator.scaler.update(2.0)
+
+
 def test_overfitting_is_told_once_with_numbers_and_ways_out(
     copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,14 +389,14 @@ def test_overfitting_is_told_once_with_numbers_and_ways_out(
         priors__top__training__learning_rate=1e-2,
     )
     said = _fit_and_listen(config, copied_run.run)
-    training = [row["train_nats"] for row in _rows(copied_run.run, "top") if "train_nats" in row]
+    training = [row["training_loss"] for row in _rows(copied_run.run, "top") if "training_loss" in row]
     assert training == sorted(training, reverse=True)
     (warning,) = [line for line in said if line.startswith("warning: ")]
     assert (
         "the prior of level top over-fits: from step 10 to 20, held-out nats per code rose from 1.500 to 1.600"
         in warning
     )
-    assert f"those in training fell from {training[1]:.3f} to {training[3]:.3f}" in warning
+    assert f"the training loss fell from {training[1]:.3f} to {training[3]:.3f}" in warning
     for way_out in (
         "extraction.augmented_epochs",
         "priors.top.model.dropout",
@@ -389,12 +414,12 @@ def test_nats_stand_beside_what_is_reached_without_a_prior(copied_run: TrainedRu
     looks = {row["step"]: row for row in rows if "held_out_nats" in row}
     for first, last in ((1, 5), (6, 10), (11, 12)):
         mean = sum(per_step[step] for step in range(first, last + 1)) / (last + 1 - first)
-        assert looks[last]["train_nats"] == pytest.approx(mean, rel=1e-12)
+        assert looks[last]["training_loss"] == pytest.approx(mean, rel=1e-12)
         assert looks[last]["log_codebook_size"] == math.log(11)
     best = min(looks.values(), key=lambda row: row["held_out_nats"])
     assert said[-2] == (
-        f"prior of level top, nats per code: {best['held_out_nats']:.3f} held out, {best['train_nats']:.3f} in "
-        f"training; unigram entropy {best['unigram_entropy']:.3f}, log K 2.398"
+        f"prior of level top, nats per code: {best['held_out_nats']:.3f} held out; training loss "
+        f"{best['training_loss']:.3f}, unigram entropy {best['unigram_entropy']:.3f}, log K 2.398"
     )
     assert said[-1] == f"prior of level top: the weights of step {best['step']} are kept"
 

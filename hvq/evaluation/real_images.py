@@ -1,0 +1,69 @@
+"""Real images that evaluation compares with, in memory on every process.
+
+Letters: m images, C H W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hvq.config import RunConfig
+from hvq.data import ImageSource, Subset, ordered_batches, spread_rows
+from hvq.distributed import Reduction
+
+# More than a small classifier learns from in its few steps, and as many as memory easily holds.
+MOST_REAL_IMAGES = 10_000
+
+Restore = Callable[[Tensor], Tensor]
+"""From uint8 `[B, C, H, W]` to reconstructions of the same form."""
+
+
+def gather_images(
+    config: RunConfig,
+    source: ImageSource,
+    reduction: Reduction,
+    device: torch.device,
+    restore: Restore | None = None,
+) -> dict[str, Tensor]:
+    """At most `MOST_REAL_IMAGES` of a split, spread over all of it, in order, the same on every process.
+
+    Args:
+        config: of the run, which says how images are read.
+        source: the split.
+        reduction: over the processes, which read images in turn.
+        device: where they go; processes of several GPUs exchange nothing that is elsewhere.
+        restore: gives reconstructions; none are made by default.
+
+    Returns:
+        `indices` in the split, int64 `[m]`, `labels`, int64 `[m]`, -1 where unknown, `images`, uint8 `[m, C, H, W]`,
+        and `restored`, of the same form.
+    """
+    none = torch.zeros(0, dtype=torch.int64)
+    no_images = torch.zeros(0, source.channels, *source.size, dtype=torch.uint8)
+    columns = {"indices": [none], "labels": [none], "images": [no_images]}
+    if restore is not None:
+        columns["restored"] = [no_images]
+    for batch in ordered_batches(
+        Subset(source, spread_rows(len(source), MOST_REAL_IMAGES)),
+        chunk_size=config.chunk_size,
+        rank=reduction.rank,
+        processes=reduction.size,
+        workers=config.data.workers,
+    ):
+        values = {"indices": batch.indices, "labels": batch.labels, "images": batch.images}
+        if restore is not None:
+            values["restored"] = restore(batch.images).cpu()
+        for name, value in values.items():
+            columns[name].append(value)
+    gathered = {name: reduction.concatenate(torch.cat(parts).to(device)) for name, parts in columns.items()}
+    order = gathered["indices"].argsort()
+    return {name: column[order] for name, column in gathered.items()}
+
+
+def labelled(images: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `gather_images` whose class is known."""
+    known = images["labels"] >= 0
+    return {name: column[known] for name, column in images.items()}
