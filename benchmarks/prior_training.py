@@ -378,7 +378,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--quick", action="store_true", help="small grids, one turn: under two minutes")
+    parser.add_argument("--quick", action="store_true", help="small grids, one turn: under three minutes")
     parser.add_argument("--json", type=Path, help="file of rows; what it holds is not measured again")
     parser.add_argument("--peer", type=Path, help="a checkout of rosinality/vq-vae-2-pytorch")
     parser.add_argument("--batch", type=int, default=4, help="images of each step")
