@@ -30,7 +30,6 @@ class PriorCache:
 
     Attributes:
         state: of the kind, such as keys and values; what it holds is written in place.
-        batch: B.
         length: T·G, the codes of a whole grid.
         position: the next code, 0 .. length.
         features: `[B, E]` of the position that is being drawn; None before the first.
@@ -39,7 +38,6 @@ class PriorCache:
     """
 
     state: Any
-    batch: int
     length: int
     position: int = 0
     features: Tensor | None = None
@@ -176,7 +174,6 @@ class Prior(nn.Module, ABC):
         with self._without_autocast():
             return PriorCache(
                 state=self.make_state(condition, batch, tuple(grid)),
-                batch=batch,
                 length=prod(grid) * self.codes_per_position,
                 head=self.head.make_state(),
             )
