@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hvq.errors import CheckpointError
 from hvq.files import read_json, read_tensors, remove_folder, write_folder, write_json, write_tensors
-from hvq.storage.models import load_state
 from hvq.training.optimization import Optimization
+from hvq.training.state import PARTS, gather_state, restore_state
 
 # 2: the looks at held-out data are all among the further tensors, where 1 had the best weights and their score alone.
 FORMAT_VERSION = 2
+_WHAT = "training checkpoint"
 # Fields that may differ from the run that is resumed: they change what is logged, or when training ends, but not what
 # is computed on the way.
 _FREE_FIELDS = {"log_every", "checkpoint_every", "workers", "sampling", "patience"}
@@ -49,16 +49,15 @@ class TrainingCheckpoint:
 
     def save(self) -> None:
         """Write the state after the running step; the main process writes, and all wait for it."""
+        parts = gather_state(self.optimization)
         if self.optimization.accelerator.is_main_process:
-            write_folder(self.folder, self._write)
+            write_folder(self.folder, lambda partial: self._write(partial, parts))
         self.optimization.accelerator.wait_for_everyone()
 
-    def _write(self, partial: Path) -> None:
+    def _write(self, partial: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         optimization = self.optimization
-        write_tensors(partial / "model.safetensors", optimization.model.state_dict())
-        write_tensors(partial / "average.safetensors", optimization.average.tensors)
-        write_tensors(partial / "optimizer.safetensors", optimizer_tensors(optimization))
-        write_tensors(partial / "extra.safetensors", self.extra)
+        for part, tensors in {**parts, "extra": self.extra}.items():
+            write_tensors(partial / f"{part}.safetensors", tensors)
         scaler = optimization.accelerator.scaler
         state = {
             "format_version": FORMAT_VERSION,
@@ -76,7 +75,7 @@ class TrainingCheckpoint:
         """
         if not self.folder.exists():
             return False
-        state = read_json(self.folder / "state.json", "training checkpoint")
+        state = read_json(self.folder / "state.json", _WHAT)
         if state.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
                 f"training checkpoint in {self.folder} has format_version {state.get('format_version')}; "
@@ -94,14 +93,9 @@ class TrainingCheckpoint:
 
     def _restore(self, state: dict[str, Any]) -> None:
         optimization = self.optimization
-        model, _ = read_tensors(self.folder / "model.safetensors", "training checkpoint")
-        load_state(optimization.model, model, self.folder, "training checkpoint")
-        average, _ = read_tensors(self.folder / "average.safetensors", "training checkpoint")
-        for name, tensor in optimization.average.tensors.items():
-            tensor.copy_(average[name])
-        moments, _ = read_tensors(self.folder / "optimizer.safetensors", "training checkpoint")
-        restore_optimizer(optimization, moments)
-        extra, _ = read_tensors(self.folder / "extra.safetensors", "training checkpoint")
+        parts = {part: read_tensors(self.folder / f"{part}.safetensors", _WHAT)[0] for part in PARTS}
+        restore_state(optimization, parts, self.folder, _WHAT)
+        extra, _ = read_tensors(self.folder / "extra.safetensors", _WHAT)
         self.extra.update(extra)
         if state["scaler"] is not None and optimization.accelerator.scaler is not None:
             optimization.accelerator.scaler.load_state_dict(state["scaler"])
@@ -110,26 +104,6 @@ class TrainingCheckpoint:
     def remove(self) -> None:
         """Delete the checkpoint: the stage is done, and its result is written."""
         remove_folder(self.folder)
-
-
-def optimizer_tensors(optimization: Optimization) -> dict[str, Tensor]:
-    """The optimizer's state as `<moment>/<parameter name>`."""
-    return {
-        f"{moment}/{name}": torch.as_tensor(value)
-        for name, parameter in optimization.model.named_parameters()
-        for moment, value in optimization.optimizer.state[parameter].items()
-    }
-
-
-def restore_optimizer(optimization: Optimization, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    parameters = dict(optimization.model.named_parameters())
-    for key, tensor in tensors.items():
-        moment, name = key.split("/", 1)
-        parameter = parameters[name]
-        # AdamW counts its steps in a tensor on the CPU.
-        device = parameter.device if tensor.shape == parameter.shape else tensor.device
-        optimization.optimizer.state[parameter][moment] = tensor.to(device)
 
 
 def _comparable(value: Any) -> Any:

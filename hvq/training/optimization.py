@@ -36,12 +36,14 @@ class StepReport:
         gradient_norm: before clipping.
         skipped: whether the step was left out, for a gradient that was not finite.
         revived: codes that were revived, by level name.
+        stop_requested: whether any process has been asked to stop; the same answer on all.
     """
 
     terms: dict[str, float]
     gradient_norm: float
     skipped: bool
     revived: dict[str, Tensor]
+    stop_requested: bool = False
 
 
 class Optimization:
@@ -54,6 +56,8 @@ class Optimization:
             the step here.
         seed: of drop-out.
         quantizers: by level name, where the model has codebooks.
+
+    Set `stop_requested` to have the next step's report say, on all processes alike, that this one was asked to stop.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Optimization:
         # `step` opens it for training alone.
         accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         self.codebooks = CodebookStep(quantizers or {}, self.optimizer)
+        self.stop_requested = False
         self._skipped_in_a_row = 0
 
     def step(self, micro_batches: Sequence[BatchType], losses: Callable[[BatchType], Losses]) -> StepReport:
@@ -105,9 +110,9 @@ class Optimization:
             reports.append({"loss": total.detach(), **terms})
         self.accelerator.unscale_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        agreed, counts = self._agree(reports, norm)
+        agreed, counts, stop = self._agree(reports, norm)
         revived = self._finish_step(counts)
-        return StepReport(terms=agreed, gradient_norm=float(norm), skipped=not counts, revived=revived)
+        return StepReport(agreed, float(norm), skipped=not counts, revived=revived, stop_requested=stop)
 
     def _prepare_step(self) -> None:
         for group in self.optimizer.param_groups:
@@ -116,14 +121,15 @@ class Optimization:
         torch.manual_seed(int(hash_words(self.seed, "step", self.step_number, self.reduction.rank) >> 1))
         self.optimizer.zero_grad()
 
-    def _agree(self, reports: list[dict[str, Tensor]], norm: Tensor) -> tuple[dict[str, float], bool]:
-        """Mean losses over all processes, and whether the step counts: one decision for all, in one sum."""
+    def _agree(self, reports: list[dict[str, Tensor]], norm: Tensor) -> tuple[dict[str, float], bool, bool]:
+        """Mean losses over all processes, whether the step counts, and whether to stop: one sum, one decision."""
         names = list(reports[0])
         means = [torch.stack([report[name].double() for report in reports]).mean() for name in names]
         faults = (~torch.isfinite(torch.stack([norm.double(), *means]))).any().double()
-        summed = self.reduction.sum(torch.stack([faults, *means])).tolist()
-        terms = dict(zip(names, (value / self.reduction.size for value in summed[1:]), strict=True))
-        return terms, summed[0] == 0
+        stops = torch.full_like(faults, float(self.stop_requested))
+        fault_sum, stop_sum, *sums = self.reduction.sum(torch.stack([faults, stops, *means])).tolist()
+        terms = dict(zip(names, (value / self.reduction.size for value in sums), strict=True))
+        return terms, fault_sum == 0, stop_sum > 0
 
     def _finish_step(self, counts: bool) -> dict[str, Tensor]:
         revived: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ import pytest
 from hvq.files import write_folder
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.optimization import Optimization, StepReport
+from hvq.training.state import gather_state
 
 
 class Killed(BaseException):
@@ -38,6 +39,7 @@ def keep_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def write(checkpoint: TrainingCheckpoint) -> None:
         # The main process alone removes it, and so the others wait for nothing here.
-        write_folder(checkpoint.folder, checkpoint._write)
+        parts = gather_state(checkpoint.optimization)
+        write_folder(checkpoint.folder, lambda partial: checkpoint._write(partial, parts))
 
     monkeypatch.setattr(TrainingCheckpoint, "remove", write)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from hvq.config import RunConfig
 from hvq.errors import CheckpointError
-from hvq.training.checkpoints import TrainingCheckpoint, optimizer_tensors
+from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.optimization import Losses, Optimization
+from hvq.training.state import optimizer_tensors
 from tests.runs import changed, differing, tiny_config
 
 PARTS = ("seed", "autoencoder", "autoencoder_training")
