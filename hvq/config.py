@@ -156,11 +156,23 @@ class OptimizationConfig(FrozenModel):
     log_every: PositiveInt = Field(50, description="steps between lines of numbers")
     evaluate_every: PositiveInt = Field(1_000, description="steps between looks at held-out data")
     checkpoint_every: PositiveInt = Field(1_000, description="steps between training checkpoints")
+    keep_checkpoints: PositiveInt = Field(
+        2, description="training checkpoints that are kept, the last ones, and the one of the best look beside them"
+    )
+    skipped_steps: PositiveInt = Field(
+        50,
+        description="steps in a row whose loss or gradient is not finite, each of them skipped, at which training ends",
+    )
 
 
 class AutoencoderTrainingConfig(OptimizationConfig):
     """Training of the autoencoder, equation (9)."""
 
+    frozen_levels: tuple[LevelName, ...] = Field(
+        (),
+        description="levels that stay as they are, with weights from --init-from; their codes stay too where all finer "
+        "levels are frozen",
+    )
     reconstruction: Literal["mse", "l1"] = Field("mse", description="reconstruction loss, on pixels in [-1, 1]")
     commitment_weight: NonNegativeFloat = Field(0.25, description="beta, which multiplies the commitment loss alone")
     codebook_weight: NonNegativeFloat = Field(

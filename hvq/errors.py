@@ -15,3 +15,20 @@ class DataError(HVQError):
 
 class CheckpointError(HVQError):
     """A model folder, code folder or training checkpoint that is missing, damaged, or of another model."""
+
+
+class StorageError(HVQError):
+    """A file or folder that cannot be written: a full disk, a folder that is read-only, a quota that is used up."""
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """Training was asked to stop, and did so between two steps, with a checkpoint.
+
+    Args:
+        message: what a person is told.
+        signal_number: of the signal that asked.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

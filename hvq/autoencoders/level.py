@@ -55,6 +55,14 @@ class Level(nn.Module):
         joined = _join(vectors, context)
         return joined if self.merge is None else self.merge(joined)
 
+    def freeze(self) -> None:
+        """Stop learning: encoder, projection, codebook, merge and absent vector stay as they are.
+
+        The level's codes stay so too, where all finer levels are frozen with it: its encoder sees their features.
+        """
+        self.requires_grad_(False)
+        self.quantizer.freeze()
+
     def absent_vector(self) -> Tensor:
         """`[D]`, what stands for this level's vectors where they are absent."""
         return self.quantizer.mean_vector() if self.absent is None else self.absent

@@ -99,6 +99,18 @@ class Autoencoder(nn.Module):
         padded = self._padded_size(size)
         return {name: tuple(n // stride for n in padded) for name, stride in self.strides.items()}
 
+    def freeze(self, names: Collection[str]) -> None:
+        """Freeze some levels (`Level.freeze`).
+
+        Raises:
+            ConfigurationError: where one of the names is not a level.
+        """
+        if unknown := [name for name in names if name not in self.level_names]:
+            raise ConfigurationError(f"no level {', '.join(unknown)}; the levels are {', '.join(self.level_names)}")
+        for level in self._stack():
+            if level.name in names:
+                level.freeze()
+
     # --- images to codes to images ---
 
     def forward(self, images: Tensor, kept_levels: Tensor | None = None) -> AutoencoderResult:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hvq.data.sources import BatchSource, Indices
+from hvq.data.workers import outlive_signals
 from hvq.errors import ConfigurationError, DataError, HVQError
 from hvq.randomness import permutation
 
@@ -230,6 +231,7 @@ def _load(source: BatchSource[BatchType], keys: Iterable[list[SampleKeys]], work
         sampler=keys,
         num_workers=workers,
         collate_fn=_unchanged,
+        worker_init_fn=outlive_signals,
         # One of its own: the loader would draw from the global generator, and results would depend on `workers`.
         generator=torch.Generator(),
     )

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hvq.distributed import Reduction
 from hvq.errors import DataError
 
 # Share of the best score by which a later one is clearly worse; looks at moving averages differ by less than that.
@@ -107,6 +108,14 @@ class HeldOutRecord:
         if not weights:
             raise DataError("the loss on held-out data was never finite; lower learning_rate, or look at the data")
         model.load_state_dict(weights)
+
+    def kept_tensors(self, reduction: Reduction) -> dict[str, Tensor]:
+        """All of it, which is the same on all processes."""
+        return self.tensors
+
+    def take_back(self, tensors: dict[str, Tensor], reduction: Reduction) -> None:
+        """Go on from what `kept_tensors` gave."""
+        self.tensors = dict(tensors)
 
     def _training(self) -> Tensor:
         """Sum and number of the training losses since the last look."""

@@ -16,7 +16,7 @@ from hvq.training.optimization import Optimization, StepReport
 
 
 class CodeLooks:
-    """Measures a prior in training on held-out codes, and keeps the record.
+    """The `Watch` of a prior in training: measures it on held-out codes, and keeps the record.
 
     Args:
         codes: held out.
@@ -26,6 +26,8 @@ class CodeLooks:
         record: of the looks.
         log: of the stage.
     """
+
+    score = "held_out_nats"
 
     def __init__(
         self,
@@ -46,7 +48,15 @@ class CodeLooks:
         if not report.skipped:
             self._record.add_training(report.terms["nats"])
 
-    def take(self) -> dict[str, float]:
+    def window(self) -> dict[str, float]:
+        """Nothing beyond what a step reports."""
+        return {}
+
+    def stops(self) -> bool:
+        """Whether patience is at an end."""
+        return self._record.stops
+
+    def look(self) -> dict[str, float]:
         """Nats per code on held-out codes, the mean training loss since the last look, and what needs no prior.
 
         The training loss is that of the steps themselves, with drop-out, and of weights that were still changing.

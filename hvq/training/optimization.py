@@ -23,8 +23,9 @@ from hvq.training.schedule import learning_rate
 BatchType = TypeVar("BatchType")
 Losses = tuple[Tensor, dict[str, Tensor]]
 
-# Steps in a row that may be skipped for a loss or gradient that is not finite before the run gives up.
-_MOST_SKIPPED = 50
+
+class NotFiniteError(HVQError):
+    """Losses or gradients that were not finite in too many steps in a row."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Optimization:
         accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         self.codebooks = CodebookStep(quantizers or {}, self.optimizer)
         self.stop_requested = False
-        self._skipped_in_a_row = 0
+        self.skipped_in_a_row = 0
 
     def step(self, micro_batches: Sequence[BatchType], losses: Callable[[BatchType], Losses]) -> StepReport:
         """One optimizer step over the micro-batches of this process.
@@ -96,7 +97,7 @@ class Optimization:
             losses: the total and its terms for one micro-batch, by calling `wrapped`.
 
         Raises:
-            HVQError: where the gradient was not finite many times in a row.
+            NotFiniteError: where the gradient was not finite `skipped_steps` times in a row.
         """
         self._prepare_step()
         reports = []
@@ -142,13 +143,13 @@ class Optimization:
         else:
             self.codebooks.discard()
             self.optimizer.zero_grad()
-        self._skipped_in_a_row = 0 if counts else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row > _MOST_SKIPPED:
-            raise HVQError(
-                f"the gradient was not finite {self._skipped_in_a_row} steps in a row, up to step {self.step_number}; "
-                "lower learning_rate, or look at the data"
-            )
+        self.skipped_in_a_row = 0 if counts else self.skipped_in_a_row + 1
         self.step_number += 1
+        if self.skipped_in_a_row >= self.config.skipped_steps:
+            raise NotFiniteError(
+                f"the loss or its gradient was not finite {self.skipped_in_a_row} steps in a row, up to step "
+                f"{self.step_number}; lower learning_rate, or look at the data"
+            )
         return revived
 
 

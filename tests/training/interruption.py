@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from hvq.files import write_folder
+from hvq.distributed import Reduction
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.optimization import Optimization, StepReport
-from hvq.training.state import gather_state
 
 
 class Killed(BaseException):
@@ -39,7 +38,8 @@ def keep_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def write(checkpoint: TrainingCheckpoint) -> None:
         # The main process alone removes it, and so the others wait for nothing here.
-        parts = gather_state(checkpoint.optimization)
-        write_folder(checkpoint.folder, lambda partial: checkpoint._write(partial, parts))
+        checkpoint.optimization.reduction = Reduction()
+        checkpoint.save()
+        checkpoint.wait()
 
     monkeypatch.setattr(TrainingCheckpoint, "remove", write)
