@@ -126,6 +126,7 @@ def test_without_level_dropout_all_levels_are_kept(trained_run: TrainedRun, chan
 RESUMED = {
     "autoencoder_training__steps": 9,
     "autoencoder_training__checkpoint_every": 5,
+    "autoencoder_training__keep_checkpoints": 9,
     "autoencoder_training__log_every": 2,
     "autoencoder_training__evaluate_every": 3,
     "autoencoder_training__average_decay": 0.8,
@@ -150,7 +151,7 @@ def test_resume_is_equality(
     with killed_at(7):
         fit_autoencoder(config, stopped)
     # After the fifth step, between two lines of the log, and after the last look, which was the best.
-    assert CheckpointFolders(stopped.checkpoint("autoencoder")).steps() == [5, 6]
+    assert CheckpointFolders(stopped.checkpoint("autoencoder")).steps() == [3, 5, 6]
     assert _rows(stopped)[-1]["step"] == 6
     # Codebooks have been initialized, and must not be again.
     monkeypatch.setattr(stage, "initialize_codebooks", lambda *_: pytest.fail("initialized a second time"))
@@ -194,7 +195,7 @@ def test_what_is_refused_leaves_the_run_as_it_was(trained_run: TrainedRun, tmp_p
     assert files_below(run.path) == before
     # What is only logged may change.
     fit_autoencoder(changed(config, autoencoder_training__log_every=1), run, resume=True)
-    assert [row["step"] for row in _rows(run) if "loss" in row] == [2, 4, 5, 6, 7, 8, 9]
+    assert [row["step"] for row in _rows(run) if "loss" in row] == [2, 4, 6, 7, 8, 9]
 
 
 # --- several processes --------------------------------------------------------------------------------------------
