@@ -20,6 +20,7 @@ from hvq.training.checkpoint_files import CheckpointFolders, read_checkpoint, wr
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.optimization import Losses, Optimization
 from hvq.training.state import optimizer_tensors
+from tests.pickling import block_pickle
 from tests.runs import changed, differing, tiny_config
 
 PARTS = ("seed", "autoencoder", "autoencoder_training")
@@ -94,6 +95,11 @@ def test_it_is_safetensors_and_json_without_partial_files(folder: Path) -> None:
     files = {path.name for path in folder.rglob("*") if path.is_file()}
     assert files == {f"{name}.safetensors" for name in ("model", "average", "optimizer", "kept")} | {"state.json"}
     assert [path.name for path in folder.iterdir()] == ["step-000000003"]
+
+
+def test_nothing_is_unpickled(folder: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    block_pickle(monkeypatch)
+    assert _loaded(folder, config).step_number == 3
 
 
 def test_where_there_is_none_there_is_nothing_to_load(tmp_path: Path, config: RunConfig) -> None:
