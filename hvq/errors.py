@@ -18,7 +18,19 @@ class CheckpointError(HVQError):
 
 
 class StorageError(HVQError):
-    """A file or folder that cannot be written: a full disk, a folder that is read-only, a quota that is used up."""
+    """A file or folder that cannot be written: a full disk, a folder that is read-only, a quota that is used up.
+
+    Args:
+        path: what was to be written.
+        reason: what the system says.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(
+            f"{path} cannot be written: {reason}; what stood there before is as it was. Make room, or see to the "
+            "permissions, or name another folder"
+        )
+        self.reason = reason
 
 
 class TrainingStopped(KeyboardInterrupt):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hvq.errors import CheckpointError, HVQError, StorageError
+from hvq.errors import CheckpointError, StorageError
 
 PARTIAL, OLD = ".partial", ".old"
 """How names of files and folders end that are being written, or removed; hidden, and never read."""
@@ -37,18 +37,16 @@ def _beside(path: Path, ending: str = PARTIAL) -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system says against writing `path`, inside, becomes a `StorageError`."""
+    """What the system says against writing `path`, inside, becomes a `StorageError`; of a folder, not of its files."""
     try:
         yield
-    except HVQError:
-        raise
-    except (OSError, SafetensorError) as error:
-        # safetensors wraps what the system said in an error of its own.
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StorageError(
-            f"{path} cannot be written: {reason}; what stood there before is as it was. Make room, or see to the "
-            "permissions, or name another folder"
-        ) from error
+    except StorageError as error:
+        raise StorageError(path, error.reason) from None
+    except SafetensorError as error:
+        # It wraps what the system said in an error of its own.
+        raise StorageError(path, str(error)) from error
+    except OSError as error:
+        raise StorageError(path, error.strerror or str(error)) from error
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
