@@ -278,5 +278,6 @@ def _gathered(source: ImageSource, config: RunConfig, hierarchy: Hierarchy, redu
 def _training_codes(run: RunFolder) -> dict[str, Tensor]:
     """Codes of the same training images that `gather_images` gives, in every augmented epoch."""
     folder = CodeFolder(run.codes, "train")
-    rows, images = np.arange(len(folder)), spread_rows(folder.num_images, MOST_REAL_IMAGES)
-    return folder.fetch(rows[np.isin(rows % folder.num_images, images)]).codes
+    images = spread_rows(folder.num_images, MOST_REAL_IMAGES)
+    epochs = np.arange(folder.description.augmented_epochs)
+    return folder.fetch((epochs[:, None] * folder.num_images + images).flatten()).codes

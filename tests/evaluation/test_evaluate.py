@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import shutil
 from collections import Counter
@@ -25,7 +24,15 @@ from hvq.evaluation.evaluate import evaluate
 from hvq.priors import Condition
 from hvq.storage import load_prior
 from hvq.training.processes import make_accelerator
-from tests.runs import HELD_OUT_IMAGES, TRAIN_IMAGES, TrainedRun, changed, drawing_precisions, files_below
+from tests.runs import (
+    HELD_OUT_IMAGES,
+    TRAIN_IMAGES,
+    TrainedRun,
+    changed,
+    drawing_precisions,
+    files_below,
+    rewrite_codes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +168,7 @@ def test_what_does_not_belong_together_is_refused(copied_run: TrainedRun) -> Non
     with pytest.raises(DataError, match=r"takes images of 1 channel\(s\); data.channels gives 3"):
         _evaluate(copied_run, data__channels=3, autoencoder__channels=3)
     assert files_below(copied_run.run.path) == before
-    index = copied_run.run.codes / "validation" / "index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"encoder_hash": "abc"}))
+    rewrite_codes(copied_run.run, "validation", encoder_hash="abc")
     with pytest.raises(CheckpointError, match=r"codes in .*validation were made by another autoencoder"):
         _evaluate(copied_run)
     shutil.rmtree(copied_run.run.codes)
