@@ -119,8 +119,10 @@ def measure_reconstruction(
         images = bytes_to_unit(batch.images.to(device))
         restored = encode_and_restore(hierarchy, batch.images, config.chunk_size)
         metrics.update(images, restored["images"])
+        # Padding is left out, as it is where codebooks learn.
+        codes = hierarchy.autoencoder.without_padding({name: restored[f"codes.{name}"] for name in names}, source.size)
         for name in names:
-            usage[name].update(restored[f"codes.{name}"])
+            usage[name].update(codes[name])
             squared = (restored[f"absent.{name}"] - images).double().square().sum()
             absent[name] += torch.stack([squared, squared.new_tensor(images.numel())])
     levels: Numbers = {}
