@@ -229,7 +229,9 @@ class ExtractionConfig(FrozenModel):
     augmented_epochs: PositiveInt = Field(
         1, description="times each training image is encoded; from the second on with augmentation"
     )
-    images_per_shard: PositiveInt = Field(65_536, description="images in one file of codes")
+    images_per_shard: PositiveInt = Field(
+        4_096, description="images in one file of codes, which one process writes, and an interruption loses at most"
+    )
 
 
 class SamplingConfig(FrozenModel):

@@ -169,6 +169,19 @@ class Autoencoder(nn.Module):
             context = level.decode(level.quantizer(latents).vectors, context)
         raise DataError(f"no level {level_name!r}; the levels are {', '.join(self.level_names)}")
 
+    def without_padding(self, codes: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
+        """Codes at the positions that see at least one pixel of images of `size` (H, W), by level name.
+
+        Args:
+            codes: `[B, *grid]`, or `[B, *grid, G]`, by level name, in any order.
+            size: of the images that they are of.
+        """
+        kept = {
+            name: (slice(None), *(slice(n) for n in self._covered(name, size)))
+            for name in in_level_order(codes, self.level_names, "codes")
+        }
+        return {name: codes[name][places] for name, places in kept.items()}
+
     def encoding_tensors(self) -> dict[str, Tensor]:
         """The tensors that determine `encode`: all but the image decoder, absent vectors and what only learns."""
         return {
@@ -221,15 +234,18 @@ class Autoencoder(nn.Module):
 
     def _inside(self, name: str, grid: Sequence[int], size: Sequence[int], device: torch.device) -> Tensor | None:
         """bool `[*grid]`, positions that see at least one pixel of the image; None where all do."""
-        stride = self.strides[name]
-        covered = [-(-n // stride) for n in size]
-        if list(covered) == list(grid):
+        covered = self._covered(name, size)
+        if covered == list(grid):
             return None
         mask = torch.zeros(tuple(grid), dtype=torch.bool, device=device)
         mask[tuple(slice(n) for n in covered)] = True
         return mask
 
     # --- sizes ---
+
+    def _covered(self, name: str, size: Sequence[int]) -> list[int]:
+        """Positions of a level along each axis that see a pixel of the image; those behind them see padding alone."""
+        return [-(-n // self.strides[name]) for n in size]
 
     def _padded_size(self, size: Sequence[int]) -> tuple[int, ...]:
         stride = max(self.strides.values())

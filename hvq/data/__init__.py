@@ -3,7 +3,9 @@
 from hvq.data.array import ArrayImages, ImageArray, array_sources, read_image_array
 from hvq.data.augmentation import Augmentation
 from hvq.data.build import build_augmentation, build_sources
-from hvq.data.codes import CodeBatch, CodeFolder, CodesDescription, CodeShardWriter, clear_codes, write_index
+from hvq.data.code_files import CodesDescription
+from hvq.data.code_writing import CodeExtraction, ShardWriter
+from hvq.data.codes import CodeBatch, CodeFolder
 from hvq.data.digits import digit_sources
 from hvq.data.folder import FolderImages, folder_sources
 from hvq.data.loader import SampleKeys, StepSampler, TrainingStream, ordered_batches
@@ -18,14 +20,15 @@ __all__ = [
     "Batch",
     "BatchSource",
     "CodeBatch",
+    "CodeExtraction",
     "CodeFolder",
-    "CodeShardWriter",
     "CodesDescription",
     "FolderImages",
     "ImageArray",
     "ImageSource",
     "PhotoCrops",
     "SampleKeys",
+    "ShardWriter",
     "Sources",
     "StepSampler",
     "Subset",
@@ -34,12 +37,10 @@ __all__ = [
     "array_sources",
     "build_augmentation",
     "build_sources",
-    "clear_codes",
     "digit_sources",
     "folder_sources",
     "ordered_batches",
     "photo_sources",
     "read_image_array",
     "spread_rows",
-    "write_index",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,22 @@ class FolderImages(ImageSource):
             raise DataError(
                 f"image {path} cannot be read ({error}); remove or replace the file and start again"
             ) from None
+
+    def settings(self) -> dict[str, Any]:
+        """What the pixels of an image depend on besides its file."""
+        return {**super().settings(), "crop": self._crop}
+
+    def content(self, index: int) -> bytes:
+        """The size of the file.
+
+        Raises:
+            DataError: where the file has gone.
+        """
+        path = self._root / self.name(index)
+        try:
+            return str(path.stat().st_size).encode()
+        except OSError as error:
+            raise DataError(f"image {path} cannot be read ({error.strerror}); put it back and start again") from None
 
     def label(self, index: int) -> int:
         """Index of the class of image `index`; -1 without classes."""

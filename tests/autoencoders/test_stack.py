@@ -207,8 +207,12 @@ def test_padding_is_out_of_codes_counted_and_losses() -> None:
     assert torch.equal(alone.statistics[0].counts, result.levels["bottom"].statistics[0].counts)
     assert torch.allclose(alone.statistics[0].sums, result.levels["bottom"].statistics[0].sums, atol=1e-12)
     assert torch.allclose(alone.losses["commitment"], result.levels["bottom"].losses["commitment"], rtol=1e-12)
-    inside = result.codes["bottom"][:, :7, :9].flatten()
-    assert torch.equal(alone.codes.flatten(), inside)
+    inside = result.codes["bottom"][:, :7, :9]
+    assert torch.equal(alone.codes.flatten(), inside.flatten())
+    counted = model.without_padding(dict(reversed(result.codes.items())), (13, 17))
+    assert list(counted) == ["top", "bottom"]
+    assert torch.equal(counted["top"], result.codes["top"])
+    assert torch.equal(counted["bottom"], inside)
 
 
 def test_latents_without_padding_are_all_of_them() -> None:

@@ -29,7 +29,7 @@ from hvq.training.checkpoint_files import CheckpointFolders
 from hvq.training.looks import held_out_nats
 from hvq.training.processes import make_accelerator
 from tests.processes import run_in_processes
-from tests.runs import CLASSES, LEVELS, TrainedRun, changed, differing, files_below, tensors_below
+from tests.runs import CLASSES, LEVELS, TrainedRun, changed, differing, files_below, rewrite_codes, tensors_below
 from tests.threads import run_in_threads
 from tests.training.interruption import keep_last_checkpoint, killed_at
 from tests.training.prior_kinds import PRIORS
@@ -429,10 +429,7 @@ def test_nats_stand_beside_what_is_reached_without_a_prior(copied_run: TrainedRu
 
 
 def _collapse(run: RunFolder) -> None:
-    for file in (run.codes / "train").glob("*.safetensors"):
-        columns = load_file(file)
-        columns["codes.top"].zero_()
-        save_file(columns, file)
+    rewrite_codes(run, "train", constant="top")
 
 
 def _retrain(run: RunFolder) -> None:
