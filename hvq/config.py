@@ -113,6 +113,11 @@ class DecoderConfig(FrozenModel):
     width: PositiveInt = Field(128, description="channels of its features")
     residual_blocks: NonNegativeInt = Field(2, description="residual blocks")
     residual_width: PositiveInt = Field(32, description="channels inside a residual block")
+    sees: Literal["context", "vectors"] = Field(
+        "context",
+        description="what it is told of coarser levels: the context that they give the finest, or their vectors, each "
+        "enlarged by transposed convolutions of their own",
+    )
 
 
 class AutoencoderConfig(FrozenModel):

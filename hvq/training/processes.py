@@ -8,10 +8,12 @@ from accelerate.utils import is_tensorboard_available
 
 from hvq.config import RunConfig
 from hvq.storage import RunFolder
+from hvq.training.memory import keep_freed_memory
 
 
 def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
     """The accelerator of a run: devices and processes as the launcher gives them, TensorBoard where it is installed."""
+    keep_freed_memory()
     # None rather than an empty list, at which accelerate warns.
     trackers = ["tensorboard"] if is_tensorboard_available() else None
     return Accelerator(
