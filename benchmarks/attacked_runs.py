@@ -116,7 +116,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "autoencoder": ("train_autoencoder", "--resume"),
     "prior.top": ("train_prior", "--level", "top", "--resume"),
     "prior.bottom": ("train_prior", "--level", "bottom", "--resume"),
-    "codes": ("extract_codes",),
+    "codes": ("extract_codes", "--resume"),
     "samples": ("sample",),
 }
 # What must be there before a stage, and what the stage leaves.

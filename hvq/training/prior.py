@@ -53,7 +53,8 @@ def fit_prior(
         run: where everything lies.
         level: name of the level.
         accelerator: of the processes; made from the configuration by default.
-        resume: go on from the newest training checkpoint, if there is one; a prior that is done is left as it is.
+        resume: go on from the newest training checkpoint, if there is one; a prior of these codes that is
+            done is left as it is.
         resume_at: go on from the training checkpoint of this step.
         init_from: folder of other weights to begin from, unless training is resumed (`begin_from`).
 
@@ -83,8 +84,10 @@ def fit_prior(
     )
     resumed = beginning.restore(checkpoint)
     if resume and not resumed and run.prior(level).exists():
-        accelerator.print(f"{run.prior(level)} is already trained; train without --resume to start anew")
-        return load_prior(run.prior(level))[0].to(accelerator.device)
+        done, about = load_prior(run.prior(level))
+        if about.encoder_hash == codes.encoder_hash:
+            accelerator.print(f"{run.prior(level)} is already trained; train without --resume to start anew")
+            return done.to(accelerator.device)
     stream = _stream(config, stage, codes, optimization)
     if accelerator.is_main_process:
         # Later stages read it there: how codes are drawn is a part of it.

@@ -132,3 +132,20 @@ def test_a_training_that_is_asked_to_stop_takes_a_checkpoint(
     assert process.returncode in codes
     assert "Traceback" not in said or processes > 1
     assert [path.name for path in folders.path.iterdir()] == [folders.of_step(step).name]
+
+
+def test_a_quickstart_that_is_killed_goes_on_in_the_stage_it_was_in(trained_run: TrainedRun, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "config.json", _slow_config(trained_run.config, "transformer"))
+    killed = RunFolder(tmp_path / "run")
+    words = ["quickstart", "--config", config, "--run-dir", killed.path]
+    with _recipe(*words) as process:
+        _wait_for(_reached(killed, "prior.bottom", SEEN), process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before = tensors_below(killed.autoencoder) | tensors_below(killed.codes) | tensors_below(killed.prior("top"))
+    outcome = run_recipe(*words, "--resume")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.count("is already trained") == 2
+    after = tensors_below(killed.autoencoder) | tensors_below(killed.codes) | tensors_below(killed.prior("top"))
+    assert differing(before, after) == []
+    assert killed.report.exists()

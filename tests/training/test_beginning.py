@@ -12,8 +12,8 @@ import torch
 
 from hvq.config import RunConfig
 from hvq.errors import CheckpointError, ConfigurationError
-from hvq.storage import RunFolder, load_autoencoder, load_prior
-from hvq.training import fit_autoencoder, fit_prior
+from hvq.storage import RunFolder, encoder_hash, load_autoencoder, load_prior
+from hvq.training import extract_codes, fit_autoencoder, fit_prior
 from hvq.training.checkpoint_files import CheckpointFolders, read_checkpoint
 from tests.runs import TrainedRun, changed, differing
 from tests.training.interruption import killed_at
@@ -126,3 +126,15 @@ def test_what_cannot_be_begun_from_is_refused(trained_run: TrainedRun, tmp_path:
     with pytest.raises(CheckpointError, match=r"no tensor of .* has the name and shape of one of this model's"):
         fit_autoencoder(config, RunFolder(tmp_path / "run"), init_from=trained_run.run.prior("top"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prior_of_another_autoencoder_is_not_taken_for_done(trained_run: TrainedRun, copied_run: TrainedRun) -> None:
+    run = copied_run.run
+    made = load_prior(run.prior("top"))[1].held_out_nats
+    assert fit_prior(copied_run.config, run, "top", resume=True).state_dict().keys()
+    assert load_prior(run.prior("top"))[1].held_out_nats == made
+    fit_autoencoder(_one_step(trained_run.config), run, sources=trained_run.sources)
+    extract_codes(copied_run.config, run, sources=trained_run.sources)
+    config = changed(copied_run.config, priors__top__training__steps=1)
+    fit_prior(config, run, "top", resume=True)
+    assert load_prior(run.prior("top"))[1].encoder_hash == encoder_hash(load_autoencoder(run.autoencoder)[0])
