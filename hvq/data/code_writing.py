@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from hvq.data.code_files import (
@@ -26,7 +24,8 @@ from hvq.data.code_files import (
     write_index,
     write_shard,
 )
-from hvq.errors import CheckpointError, DataError, HVQError
+from hvq.errors import CheckpointError, DataError
+from hvq.files import flush, writing
 from hvq.level_names import in_level_order
 
 
@@ -69,7 +68,7 @@ class CodeExtraction:
         Raises:
             HVQError: where the disk is full, or nothing may be written there.
         """
-        with _explained(self.target.parent):
+        with writing(self.target.parent):
             self._settle()
             self.in_place = resume and self._is_whole()
             if self._partial.exists() and (self.in_place or not resume):
@@ -97,7 +96,7 @@ class CodeExtraction:
             CheckpointError: where a file is missing or damaged.
             HVQError: where the disk is full, or nothing may be written there.
         """
-        with _explained(self.path):
+        with writing(self.path):
             if not (self.in_place and self._has_counts(counts)):
                 write_index(self.path, self.description, counts)
             self._settle()
@@ -123,7 +122,7 @@ class CodeExtraction:
                 shutil.rmtree(self._old, ignore_errors=True)
                 os.replace(self.target, self._old)
             os.replace(self._partial, self.target)
-            _flush(self.target.parent)
+            flush(self.target.parent)
         if self._old.exists() and not self.target.exists():
             os.replace(self._old, self.target)
         shutil.rmtree(self._old, ignore_errors=True)
@@ -203,7 +202,7 @@ class ShardWriter:
         """
         if self._filled != len(self._rows):
             raise DataError(f"{shard_name(self._shard)} of codes takes {len(self._rows)} rows; received {self._filled}")
-        with _explained(self._folder):
+        with writing(self._folder):
             write_shard(self._folder, self._description, self._shard, self._columns)
         return count_columns(self._description, self._columns)
 
@@ -212,29 +211,8 @@ def _span(images: list[int]) -> str:
     return f"{images[0]} to {images[-1]}" if images else "none"
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """A disk that does not take what is written is a sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise HVQError(
-            f"codes cannot be written to {path}: {reason}; make room or choose another run folder, and go on with "
-            "--resume"
-        ) from None
-
-
 def _keep_only(folder: Path, names: set[str]) -> None:
     """Remove what else an interrupted call has left, such as half of a file."""
     for path in folder.iterdir():
         if path.name not in names:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
