@@ -268,6 +268,11 @@ class RunConfig(FrozenModel):
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="autocast while training; None leaves it to accelerate's own configuration"
     )
+    process_timeout: PositiveInt = Field(
+        1_800,
+        description="seconds that a process waits for the others before the run ends; longer than what one of them "
+        "does alone at a time: a file of codes, a chunk of samples, a classifier of the evaluation",
+    )
     data: DataConfig = Field(default_factory=DigitsConfig)
     autoencoder: AutoencoderConfig = Field(description="the hierarchy of levels")
     autoencoder_training: AutoencoderTrainingConfig = Field(

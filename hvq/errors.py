@@ -33,6 +33,10 @@ class StorageError(HVQError):
         self.reason = reason
 
 
+class ProcessError(HVQError):
+    """Another process of the run that has ended, or that did not answer in time."""
+
+
 class TrainingStopped(KeyboardInterrupt):
     """Training was asked to stop, and did so between two steps, with a checkpoint.
 

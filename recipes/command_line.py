@@ -19,6 +19,8 @@ from hvq.errors import ConfigurationError, HVQError, TrainingStopped
 # A launcher ends all processes as soon as one has failed. The main process speaks for all where all meet the same
 # fault, so the others let it come first, and speak only where it has not ended them by then.
 GRACE_SECONDS = 10.0
+# Once they work together they meet the same fault at nearly the same time, and a fault of one alone is not to wait.
+GRACE_IN_STEP_SECONDS = 2.0
 
 
 class RecipeParser(argparse.ArgumentParser):
@@ -126,10 +128,16 @@ def read_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
     return Command(config=config, run_dir=options.run_dir, options=options)
 
 
+def _in_step() -> bool:
+    """Whether the processes have met; torch is imported by then."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
 def _report(error: HVQError) -> None:
     rank = ""
     if not is_main_process():
-        time.sleep(GRACE_SECONDS)
+        time.sleep(GRACE_IN_STEP_SECONDS if _in_step() else GRACE_SECONDS)
         rank = f" in process {os.environ['RANK']}"
     print(f"error{rank}: {error}", file=sys.stderr, flush=True)
 
@@ -146,6 +154,15 @@ def run(main: Callable[[], Any]) -> NoReturn:
         main()
     except HVQError as error:
         _report(error)
+        sys.exit(1)
+    except RuntimeError as error:
+        # Imported here, so that `--help` need not wait for torch.
+        from hvq.training.processes import lost_process
+
+        lost = lost_process(error)
+        if lost is None:
+            raise
+        _report(lost)
         sys.exit(1)
     except TrainingStopped as stopped:
         say(str(stopped))
