@@ -139,6 +139,11 @@ class Prior(nn.Module, ABC):
             shared=shared,
         )
 
+    @property
+    @abstractmethod
+    def stack(self) -> nn.ModuleList:
+        """The modules that features pass one after the other, which hold most of the weights."""
+
     @abstractmethod
     def features(self, codes: Tensor, condition: Condition) -> Tensor:
         """Features `[B, *grid, E]` of int64 codes `[B, *grid, G]`; those of a position see earlier positions only."""

@@ -146,6 +146,11 @@ class PixelCNNPrior(RasterPrior):
         self.output = nn.Linear(width, width)
 
     @property
+    def stack(self) -> nn.ModuleList:
+        """The layers."""
+        return self.layers
+
+    @property
     def taps(self) -> CodeTaps:
         """Both read codes padded alike."""
         return self.vertical

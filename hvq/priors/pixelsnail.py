@@ -269,6 +269,11 @@ class PixelSNAILPrior(RasterPrior):
         self.outputs = nn.ModuleList(_GatedResidual(width, residual_width, 1, dropout) for _ in range(output_blocks))
 
     @property
+    def stack(self) -> nn.ModuleList:
+        """The blocks."""
+        return self.blocks
+
+    @property
     def taps(self) -> CodeTaps:
         """How codes enter."""
         return self.inputs

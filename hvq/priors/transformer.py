@@ -191,6 +191,11 @@ class TransformerPrior(Prior):
         self._head_width = width // heads
         self._reset_parameters()
 
+    @property
+    def stack(self) -> nn.ModuleList:
+        """The blocks."""
+        return self.blocks
+
     def features(self, codes: Tensor, condition: Condition) -> Tensor:
         """Features `[B, *grid, E]` of codes `[B, *grid, G]`."""
         batch, grid = len(codes), codes.shape[1:-1]

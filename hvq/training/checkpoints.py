@@ -49,14 +49,14 @@ class TrainingCheckpoint:
 
     def save(self) -> None:
         """Write the state after the running step; the main process writes, and all wait for it."""
-        parts = gather_state(self.optimization)
+        parts = gather_state(self.optimization, self.extra)
         if self.optimization.accelerator.is_main_process:
             write_folder(self.folder, lambda partial: self._write(partial, parts))
         self.optimization.accelerator.wait_for_everyone()
 
     def _write(self, partial: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
         optimization = self.optimization
-        for part, tensors in {**parts, "extra": self.extra}.items():
+        for part, tensors in parts.items():
             write_tensors(partial / f"{part}.safetensors", tensors)
         scaler = optimization.accelerator.scaler
         state = {
@@ -95,8 +95,7 @@ class TrainingCheckpoint:
         optimization = self.optimization
         parts = {part: read_tensors(self.folder / f"{part}.safetensors", _WHAT)[0] for part in PARTS}
         restore_state(optimization, parts, self.folder, _WHAT)
-        extra, _ = read_tensors(self.folder / "extra.safetensors", _WHAT)
-        self.extra.update(extra)
+        self.extra.update(parts["extra"])
         if state["scaler"] is not None and optimization.accelerator.scaler is not None:
             optimization.accelerator.scaler.load_state_dict(state["scaler"])
         optimization.step_number = state["step"]

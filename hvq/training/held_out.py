@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hvq.errors import DataError
+from hvq.training.sharding import as_shards, reshard
 
 # Share of the best score by which a later one is clearly worse; looks at moving averages differ by less than that.
 _CLEARLY_WORSE = 0.02
@@ -106,7 +107,8 @@ class HeldOutRecord:
         weights = {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
         if not weights:
             raise DataError("the loss on held-out data was never finite; lower learning_rate, or look at the data")
-        model.load_state_dict(weights)
+        reshard(model)
+        model.load_state_dict(as_shards(weights, model.state_dict()))
 
     def _training(self) -> Tensor:
         """Sum and number of the training losses since the last look."""

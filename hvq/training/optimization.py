@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.fsdp_utils import get_fsdp2_grad_scaler
 from accelerate.utils.modeling import get_grad_scaler
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from hvq.quantizers import CodebookStep, Quantizer
 from hvq.randomness import hash_words
 from hvq.training.averages import WeightAverage
 from hvq.training.schedule import learning_rate
+from hvq.training.sharding import is_sharding, plan_shards, register_methods, total_norm
 
 BatchType = TypeVar("BatchType")
 Losses = tuple[Tensor, dict[str, Tensor]]
@@ -69,18 +71,23 @@ class Optimization:
         seed: int,
         quantizers: dict[str, Quantizer] | None = None,
     ) -> None:
-        self.model = model.to(accelerator.device)
+        # What is sharded moves shard by shard, so that no GPU ever holds the whole.
+        self.model = model if is_sharding(accelerator) else model.to(accelerator.device)
         self.config = config
         self.accelerator = accelerator
         self.seed = seed
         self.step_number = 0
-        self.average = WeightAverage(model, decay=config.average_decay)
         self.reduction: Reduction = current_reduction()
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas
         )
         renew_loss_scale(accelerator)
+        if is_sharding(accelerator):
+            plan_shards(model, accelerator)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        register_methods(model)
+        # Of the parameters as they lie now, which is in shards where they are sharded.
+        self.average = WeightAverage(model, decay=config.average_decay)
         # accelerate has put autocast into the model's own forward, where looks at held-out data would run in it too;
         # `step` opens it for training alone.
         accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
@@ -109,7 +116,9 @@ class Optimization:
                 self.accelerator.backward(total / len(micro_batches))
             reports.append({"loss": total.detach(), **terms})
         self.accelerator.unscale_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        parameters = list(self.model.parameters())
+        norm = total_norm(parameters)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
         agreed, counts, stop = self._agree(reports, norm)
         revived = self._finish_step(counts)
         return StepReport(agreed, float(norm), skipped=not counts, revived=revived, stop_requested=stop)
@@ -157,7 +166,10 @@ def renew_loss_scale(accelerator: Accelerator) -> None:
     if accelerator.scaler is not None:
         handler = accelerator.scaler_handler
         settings = {} if handler is None else handler.to_kwargs()
-        accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **settings)
+        if is_sharding(accelerator):
+            accelerator.scaler = get_fsdp2_grad_scaler(device=accelerator.device.type, **settings)
+        else:
+            accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **settings)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

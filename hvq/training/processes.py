@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from accelerate import Accelerator
-from accelerate.utils import is_tensorboard_available
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, is_tensorboard_available
 
 from hvq.config import RunConfig
+from hvq.errors import ConfigurationError
 from hvq.storage import RunFolder
 
 
 def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
-    """The accelerator of a run: devices and processes as the launcher gives them, TensorBoard where it is installed."""
+    """The accelerator of a run: devices and processes as the launcher gives them, TensorBoard where it is installed.
+
+    Raises:
+        ConfigurationError: where the launcher asks for an engine other than DDP and FSDP.
+    """
+    _refuse_other_engines()
     # None rather than an empty list, at which accelerate warns.
     trackers = ["tensorboard"] if is_tensorboard_available() else None
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         # Sums over processes and held-out means are float64, which Apple's GPUs do not have.
         cpu=torch.backends.mps.is_available(),
@@ -23,6 +32,30 @@ def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
         log_with=trackers,
         project_dir=str(run.path / "tensorboard"),
     )
+    _shard_on_cpus(accelerator)
+    return accelerator
+
+
+def _refuse_other_engines() -> None:
+    for variable, engine in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")):
+        if _is_set(variable):
+            raise ConfigurationError(
+                f"{engine} is not supported, and {variable} asks for it; take DDP, or FSDP for priors that one GPU "
+                "cannot hold, as recipes/accelerate/ has them"
+            )
+
+
+def _shard_on_cpus(accelerator: Accelerator) -> None:
+    """Take FSDP where it is asked for; of CPU processes accelerate would make DDP without a word."""
+    if _is_set("ACCELERATE_USE_FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        # Where accelerate itself notes it, for every accelerator of this process.
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        accelerator.state.distributed_type = DistributedType.FSDP
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
 def describe(accelerator: Accelerator) -> str:

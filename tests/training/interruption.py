@@ -39,7 +39,7 @@ def keep_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def write(checkpoint: TrainingCheckpoint) -> None:
         # The main process alone removes it, and so the others wait for nothing here.
-        parts = gather_state(checkpoint.optimization)
+        parts = gather_state(checkpoint.optimization, checkpoint.extra)
         write_folder(checkpoint.folder, lambda partial: checkpoint._write(partial, parts))
 
     monkeypatch.setattr(TrainingCheckpoint, "remove", write)
