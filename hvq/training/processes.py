@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, is_tensorboard_available
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    is_tensorboard_available,
+)
 
 from hvq.config import RunConfig
 from hvq.errors import ConfigurationError
@@ -30,10 +36,18 @@ def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
         # Micro-batches are counted by the training loop; a launcher's own setting would divide the loss once more.
         gradient_accumulation_steps=1,
         log_with=trackers,
+        kwargs_handlers=[data_parallel()],
         project_dir=str(run.path / "tensorboard"),
     )
     _shard_on_cpus(accelerator)
     return accelerator
+
+
+def data_parallel() -> DistributedDataParallelKwargs:
+    """How DDP works here: no buffer crosses the network, since no forward writes one, and gradients are not copied."""
+    # Of the names that PyTorch has for it, accelerate knows this one.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    return DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _refuse_other_engines() -> None:
