@@ -49,7 +49,7 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         # A picture that starts near the middle of the range of pixels does not have to be unlearned first.
         output_gain=0.1,
     )
-    return Autoencoder(levels=levels, decoder=decoder)
+    return Autoencoder(levels=levels, decoder=decoder, recompute=config.recompute)
 
 
 def check_autoencoder(config: AutoencoderConfig) -> None:

@@ -6,7 +6,7 @@ Letters: B batch, C channels, H W image, h w a level's grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from hvq.autoencoders.level import Level
 from hvq.errors import ConfigurationError, DataError
 from hvq.level_names import in_level_order
 from hvq.quantizers import LEARNING_STATE, Quantizer, QuantizerResult
+from hvq.recomputation import recomputed
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Autoencoder(nn.Module):
     Args:
         levels: coarse to fine, with names that differ.
         decoder: the context of the finest level to an image, its ratio times larger.
+        recompute: whether encoders, merges and the decoder are computed again in the backward pass, which takes time
+            and spares memory; quantizers, and so what codebooks learn from, are computed once.
 
     Shapes:
         images `[B, C, H, W]`, floating point in [-1, 1]; codes int64 `[B, h, w]` by level name.
@@ -63,7 +66,7 @@ class Autoencoder(nn.Module):
     torch.Size([1, 1, 21, 32])
     """
 
-    def __init__(self, *, levels: Sequence[Level], decoder: nn.Module) -> None:
+    def __init__(self, *, levels: Sequence[Level], decoder: nn.Module, recompute: bool = False) -> None:
         super().__init__()
         names = [level.name for level in levels]
         if not names or len(set(names)) < len(names):
@@ -73,6 +76,7 @@ class Autoencoder(nn.Module):
         except KeyError as error:
             raise ConfigurationError(f"{', '.join(names)} cannot all be names of levels: {error.args[0]}") from None
         self.decoder = decoder
+        self.recompute = recompute
 
     @property
     def level_names(self) -> tuple[str, ...]:
@@ -111,7 +115,7 @@ class Autoencoder(nn.Module):
         """
         results, contexts = self._quantize(images)
         context = contexts[-1] if kept_levels is None else self._context_of_kept(results, contexts[0], kept_levels)
-        return AutoencoderResult(self._crop(self.decoder(context), images.shape[2:]), results)
+        return AutoencoderResult(self._crop(self._recomputed(self.decoder, context), images.shape[2:]), results)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Codes of images, by level name, coarse to fine."""
@@ -179,7 +183,7 @@ class Autoencoder(nn.Module):
         features = {}
         current = padded
         for level in reversed(self._stack()):
-            current = level.encoder(current)
+            current = self._recomputed(level.encoder, current)
             features[level.name] = current
         return features
 
@@ -193,7 +197,7 @@ class Autoencoder(nn.Module):
             latents = level.latents(features[level.name], context)
             mask = self._inside(level.name, latents.shape[2:], images.shape[2:], latents.device)
             results[level.name] = level.quantizer(latents, mask)
-            context = level.decode(results[level.name].vectors, context)
+            context = self._recomputed(level.decode, results[level.name].vectors, context)
             contexts.append(context)
         return results, contexts
 
@@ -204,8 +208,11 @@ class Autoencoder(nn.Module):
         """
         for i, level in enumerate(self._stack()[1:], start=1):
             vectors = level.mask_absent(results[level.name].vectors, kept_levels > i)
-            context = level.decode(vectors, context)
+            context = self._recomputed(level.decode, vectors, context)
         return context
+
+    def _recomputed(self, part: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        return recomputed(part, *inputs, when=self.recompute and self.training)
 
     def _inside(self, name: str, grid: Sequence[int], size: Sequence[int], device: torch.device) -> Tensor | None:
         """bool `[*grid]`, positions that see at least one pixel of the image; None where all do."""

@@ -12,12 +12,13 @@ from typing import Unpack
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvq.priors.base import PriorLevel, recomputed
+from hvq.priors.base import PriorLevel
 from hvq.priors.causal_convolution import ColumnConvolution, RowConvolution
 from hvq.priors.condition import Condition
 from hvq.priors.raster import RasterPrior, RasterState, embed
 from hvq.priors.step_product import RowWindow, StepProduct
 from hvq.priors.taps import CodeTaps, offsets_above, offsets_before
+from hvq.recomputation import recomputed
 
 
 @dataclass

@@ -15,12 +15,13 @@ from torch.nn import functional
 
 from hvq.errors import ConfigurationError
 from hvq.priors.attention import AttentionCache, attend, attend_step, make_attention_cache, split_heads
-from hvq.priors.base import PriorLevel, recomputed
+from hvq.priors.base import PriorLevel
 from hvq.priors.causal_convolution import CausalConvolution, CausalState
 from hvq.priors.condition import Condition
 from hvq.priors.raster import RasterPrior, RasterState, embed
 from hvq.priors.step_product import Change, StepProduct
 from hvq.priors.taps import CodeTaps, offsets_above, offsets_before
+from hvq.recomputation import recomputed
 
 
 @dataclass

@@ -9,13 +9,16 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.fsdp_utils import get_fsdp2_grad_scaler
+from accelerate.utils import DynamoBackend
 from accelerate.utils.modeling import get_grad_scaler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from hvq.config import OptimizationConfig
 from hvq.distributed import Reduction, current_reduction
-from hvq.errors import HVQError
+from hvq.errors import ConfigurationError, HVQError
+from hvq.precision import tf32
+from hvq.priors import Prior
 from hvq.quantizers import CodebookStep, Quantizer
 from hvq.randomness import hash_words
 from hvq.training.averages import WeightAverage
@@ -81,6 +84,7 @@ class Optimization:
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas
         )
+        _refuse_what_would_be_ignored(accelerator)
         renew_loss_scale(accelerator)
         if is_sharding(accelerator):
             plan_shards(model, accelerator)
@@ -91,6 +95,8 @@ class Optimization:
         # accelerate has put autocast into the model's own forward, where looks at held-out data would run in it too;
         # `step` opens it for training alone.
         accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        if config.compile:
+            self.wrapped = compiled(self.wrapped)
         self.codebooks = CodebookStep(quantizers or {}, self.optimizer)
         self.stop_requested = False
         self._skipped_in_a_row = 0
@@ -110,7 +116,8 @@ class Optimization:
         for i, batch in enumerate(micro_batches):
             is_last = i == len(micro_batches) - 1
             # Gradients cross the network once, with the last micro-batch.
-            with nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+            sending = nullcontext() if is_last else self.accelerator.no_sync(self.wrapped)
+            with sending, tf32(self.config.tf32):
                 with self.accelerator.autocast():
                     total, terms = losses(batch)
                 self.accelerator.backward(total / len(micro_batches))
@@ -161,13 +168,40 @@ class Optimization:
         return revived
 
 
+def compiled(model: nn.Module) -> nn.Module:
+    """A prepared model as it is called in training; looks, files and names of parameters are those of the model itself.
+
+    What is sharded is compiled module by module, between the collectives.
+    """
+    if not isinstance(model, FSDPModule):
+        return torch.compile(model)  # type: ignore[return-value]  # a module of a kind that torch types as a function
+    assert isinstance(model, Prior)
+    for module in model.stack:
+        module.forward = torch.compile(module.forward)
+    return model
+
+
+def _refuse_what_would_be_ignored(accelerator: Accelerator) -> None:
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigurationError(
+            "mixed_precision fp16 takes a GPU, and training is on a CPU, where it would run in float32; set "
+            "mixed_precision to bf16 or no"
+        )
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise ConfigurationError(
+            "accelerate's configuration asks for torch.compile (dynamo_backend); leave it out, and set compile: true "
+            "in autoencoder_training or in priors.<level>.training instead"
+        )
+
+
 def renew_loss_scale(accelerator: Accelerator) -> None:
     """Begin a stage with the loss scale that it would have alone, not with what the stage before has come to."""
     if accelerator.scaler is not None:
         handler = accelerator.scaler_handler
         settings = {} if handler is None else handler.to_kwargs()
         if is_sharding(accelerator):
-            accelerator.scaler = get_fsdp2_grad_scaler(device=accelerator.device.type, **settings)
+            # The one that accelerate takes for version 2; `get_grad_scaler` knows version 1.
+            accelerator.scaler = torch.amp.GradScaler(accelerator.device.type, **settings)
         else:
             accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **settings)
 
