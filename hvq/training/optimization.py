@@ -182,6 +182,12 @@ def compiled(model: nn.Module) -> nn.Module:
 
 
 def _refuse_what_would_be_ignored(accelerator: Accelerator) -> None:
+    processes = current_reduction().size
+    if processes != accelerator.num_processes:
+        raise ConfigurationError(
+            f"{processes} processes run, and accelerate knows of {accelerator.num_processes}; where there is no GPU, "
+            "set ACCELERATE_USE_CPU=true, or leave the making of the accelerator to hvq"
+        )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigurationError(
             "mixed_precision fp16 takes a GPU, and training is on a CPU, where it would run in float32; set "

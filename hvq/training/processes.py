@@ -31,8 +31,9 @@ def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
     trackers = ["tensorboard"] if is_tensorboard_available() else None
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        # Sums over processes and held-out means are float64, which Apple's GPUs do not have.
-        cpu=torch.backends.mps.is_available(),
+        # Sums over processes and held-out means are float64, which Apple's GPUs do not have. And where there is no GPU,
+        # accelerate has to be told, or each process that torchrun starts would take itself for the only one.
+        cpu=torch.backends.mps.is_available() or not torch.accelerator.is_available(),
         # Micro-batches are counted by the training loop; a launcher's own setting would divide the loss once more.
         gradient_accumulation_steps=1,
         log_with=trackers,

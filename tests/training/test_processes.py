@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
 
+from hvq.config import OptimizationConfig
+from hvq.errors import ConfigurationError
 from hvq.storage import RunFolder
+from hvq.training.optimization import Optimization
 from hvq.training.processes import describe, make_accelerator
+from tests.processes import run_in_processes
 from tests.runs import tiny_config
 
 
@@ -26,3 +34,29 @@ def test_several(number: int) -> None:
         mixed_precision = "bf16"
 
     assert describe(Several()) == f"{number} processes on cuda, precision bf16"  # type: ignore[arg-type]
+
+
+# --- started by torchrun, which says nothing of devices -----------------------------------------------------------
+
+
+def _know_each_other(folder: str) -> int:
+    del os.environ["ACCELERATE_USE_CPU"]
+    config = tiny_config(Path(folder))
+    return make_accelerator(config, RunFolder(Path(folder))).num_processes
+
+
+@pytest.mark.processes
+def test_processes_know_each_other(tmp_path: Path) -> None:
+    assert run_in_processes(_know_each_other, 2, str(tmp_path)) == [2, 2]
+
+
+def _do_not_know_each_other() -> None:
+    del os.environ["ACCELERATE_USE_CPU"]
+    with pytest.raises(ConfigurationError, match=r"2 processes run, and accelerate knows of 1; .* ACCELERATE_USE_CPU"):
+        Optimization(nn.Linear(2, 1), OptimizationConfig(), Accelerator(), seed=0)
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="accelerate finds the processes by their GPUs")
+def test_an_accelerator_that_does_not_know_them_is_refused() -> None:
+    run_in_processes(_do_not_know_each_other, 2)
