@@ -135,8 +135,11 @@ class Prior(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def stack(self) -> nn.ModuleList:
-        """The modules that features pass one after the other, which hold most of the weights."""
+    def units(self) -> list[nn.Module]:
+        """Modules that features pass one after the other, which hold most of the weights; each is sharded by itself.
+
+        All modules of these classes are units, wherever they stand.
+        """
 
     @abstractmethod
     def features(self, codes: Tensor, condition: Condition) -> Tensor:

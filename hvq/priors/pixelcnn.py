@@ -147,9 +147,9 @@ class PixelCNNPrior(RasterPrior):
         self.output = nn.Linear(width, width)
 
     @property
-    def stack(self) -> nn.ModuleList:
+    def units(self) -> list[nn.Module]:
         """The layers."""
-        return self.layers
+        return list(self.layers)
 
     @property
     def taps(self) -> CodeTaps:

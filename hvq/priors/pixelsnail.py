@@ -270,9 +270,9 @@ class PixelSNAILPrior(RasterPrior):
         self.outputs = nn.ModuleList(_GatedResidual(width, residual_width, 1, dropout) for _ in range(output_blocks))
 
     @property
-    def stack(self) -> nn.ModuleList:
-        """The blocks."""
-        return self.blocks
+    def units(self) -> list[nn.Module]:
+        """The parts of the blocks, of which there may be a single one, and what follows them."""
+        return [module for module in self.modules() if isinstance(module, (_GatedResidual, _AttentionPart))]
 
     @property
     def taps(self) -> CodeTaps:

@@ -193,9 +193,9 @@ class TransformerPrior(Prior):
         self._reset_parameters()
 
     @property
-    def stack(self) -> nn.ModuleList:
+    def units(self) -> list[nn.Module]:
         """The blocks."""
-        return self.blocks
+        return list(self.blocks)
 
     def features(self, codes: Tensor, condition: Condition) -> Tensor:
         """Features `[B, *grid, E]` of codes `[B, *grid, G]`."""

@@ -171,13 +171,13 @@ class Optimization:
 def compiled(model: nn.Module) -> nn.Module:
     """A prepared model as it is called in training; looks, files and names of parameters are those of the model itself.
 
-    What is sharded is compiled module by module, between the collectives.
+    What is sharded is compiled unit by unit, between the collectives.
     """
     if not isinstance(model, FSDPModule):
         return torch.compile(model)  # type: ignore[return-value]  # a module of a kind that torch types as a function
     assert isinstance(model, Prior)
-    for module in model.stack:
-        module.forward = torch.compile(module.forward)
+    for unit in model.units:
+        unit.forward = torch.compile(unit.forward)
     return model
 
 

@@ -20,9 +20,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from hvq.errors import ConfigurationError
 from hvq.priors import Prior
 
-# Sampling enters a prior and its stack by these, beside `forward`.
+# Sampling enters a prior and its units by these, beside `forward`.
 _METHODS_OF_PRIORS = ("make_cache", "step")
-_METHODS_OF_STACKS = ("make_state", "start_row", "step")
+_METHODS_OF_UNITS = ("make_state", "start_row", "step")
 
 
 def is_sharding(accelerator: Accelerator) -> bool:
@@ -44,7 +44,7 @@ def plan_shards(model: nn.Module, accelerator: Accelerator) -> None:
     plugin: FullyShardedDataParallelPlugin = accelerator.state.fsdp_plugin
     _refuse_unsupported(plugin)
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
-    plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in model.stack})
+    plugin.transformer_cls_names_to_wrap = sorted({type(module).__name__ for module in model.units})
     # Weights travel in float32 and autocast rounds them, as on one GPU: so looks at held-out data, which open no
     # autocast, see the weights that will be saved, and gradients are summed in float32.
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
@@ -79,7 +79,7 @@ def register_methods(model: nn.Module) -> None:
         return
     # True of the logits, to which nobody writes.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
-    for module, names in [(model, _METHODS_OF_PRIORS), *((module, _METHODS_OF_STACKS) for module in model.stack)]:
+    for module, names in [(model, _METHODS_OF_PRIORS), *((unit, _METHODS_OF_UNITS) for unit in model.units)]:
         for name in names:
             if hasattr(module, name):
                 register_fsdp_forward_method(module, name)
