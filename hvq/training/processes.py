@@ -18,6 +18,7 @@ from accelerate.utils import (
 from hvq.config import RunConfig
 from hvq.errors import ConfigurationError
 from hvq.storage import RunFolder
+from hvq.training.sharding import is_sharding
 
 
 def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
@@ -74,7 +75,8 @@ def _is_set(variable: str) -> bool:
 
 
 def describe(accelerator: Accelerator) -> str:
-    """How many processes run, and on what: what a script says first."""
+    """How many processes run, on what, and whether models lie in shards over them: what a script says first."""
     number = accelerator.num_processes
     processes = "1 process" if number == 1 else f"{number} processes"
-    return f"{processes} on {accelerator.device.type}, precision {accelerator.mixed_precision}"
+    shards = ", in shards" if is_sharding(accelerator) else ""
+    return f"{processes} on {accelerator.device.type}{shards}, precision {accelerator.mixed_precision}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 from hvq.config import OptimizationConfig
@@ -26,14 +27,16 @@ def test_one_process_on_the_cpu(tmp_path: Path) -> None:
     assert not run.path.exists()
 
 
-@pytest.mark.parametrize("number", [2, 3])
-def test_several(number: int) -> None:
+@pytest.mark.parametrize(("number", "kind"), [(2, DistributedType.MULTI_GPU), (3, DistributedType.FSDP)])
+def test_several(number: int, kind: DistributedType) -> None:
     class Several:
         num_processes = number
+        distributed_type = kind
         device = type("Device", (), {"type": "cuda"})
         mixed_precision = "bf16"
 
-    assert describe(Several()) == f"{number} processes on cuda, precision bf16"  # type: ignore[arg-type]
+    shards = ", in shards" if kind == DistributedType.FSDP else ""
+    assert describe(Several()) == f"{number} processes on cuda{shards}, precision bf16"  # type: ignore[arg-type]
 
 
 # --- started by torchrun, which says nothing of devices -----------------------------------------------------------
