@@ -23,7 +23,7 @@ from hvq.errors import CheckpointError, StorageError
 from hvq.files import remove_folder, remove_leftovers, writing
 from hvq.training.checkpoint_files import WHAT, CheckpointFolders, Parts, read_checkpoint, write_checkpoint
 from hvq.training.optimization import Optimization
-from hvq.training.state import gather_state, restore_state
+from hvq.training.state import KEPT, gather_state, restore_state
 
 # 3: a folder for each step, with checksums; what is counted between two lines of the log is kept as well.
 FORMAT_VERSION = 3
@@ -38,7 +38,6 @@ _FREE_FIELDS = {
     "skipped_steps",
     "workers",
 }
-_KEPT = "kept"
 
 
 class Kept(Protocol):
@@ -92,7 +91,7 @@ class TrainingCheckpoint:
             StorageError: where the one before could not be written.
         """
         optimization = self.optimization
-        parts = {**gather_state(optimization), _KEPT: self._kept_tensors()}
+        parts = gather_state(optimization, self._kept_tensors())
         if optimization.accelerator.is_main_process:
             self.wait()
             self._writing = self._writer.submit(self._write, optimization.step_number, parts, self._state())
@@ -153,7 +152,7 @@ class TrainingCheckpoint:
     def _kept_tensors(self) -> dict[str, Tensor]:
         reduction = self.optimization.reduction
         return {
-            f"{name}/{key}": tensor.detach().to("cpu", copy=True)
+            f"{name}/{key}": tensor
             for name, kept in self.kept.items()
             for key, tensor in kept.kept_tensors(reduction).items()
         }
@@ -220,7 +219,7 @@ class TrainingCheckpoint:
         restore_state(optimization, parts, folder, WHAT)
         for name, kept in self.kept.items():
             prefix = f"{name}/"
-            mine = {key.removeprefix(prefix): t for key, t in parts[_KEPT].items() if key.startswith(prefix)}
+            mine = {key.removeprefix(prefix): t for key, t in parts[KEPT].items() if key.startswith(prefix)}
             kept.take_back(mine, optimization.reduction)
         if state["scaler"] is not None and optimization.accelerator.scaler is not None:
             optimization.accelerator.scaler.load_state_dict(state["scaler"])
