@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from hvq.distributed import Reduction
@@ -178,16 +179,22 @@ class TrainingCheckpoint:
                 is whole is named.
         """
         steps = self.folders.steps()
-        if step is None and not steps:
+        newest = self._first_finds(steps[-1] if steps else -1)
+        if step is None and newest < 0:
             return False
         if step is not None and step not in steps:
             there = ", ".join(map(str, steps)) or "none"
             raise CheckpointError(f"no {WHAT} of step {step} in {self.folders.path}; there are: {there}")
-        folder = self.folders.of_step(steps[-1] if step is None else step)
+        folder = self.folders.of_step(newest if step is None else step)
         state, parts = self._read(folder)
         self._require_mine(folder, state)
         self._restore(folder, state, parts)
         return True
+
+    def _first_finds(self, step: int) -> int:
+        """What the first process says, for all: shared file systems do not show everyone the same at once."""
+        device = self.optimization.accelerator.device
+        return int(self.optimization.reduction.first(torch.tensor(step, device=device)))
 
     def _read(self, folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
         try:

@@ -137,7 +137,13 @@ def test_two_processes_train_as_one_does(trained_run: TrainedRun, tmp_path: Path
     _fit(plain, one, until=2)
     names = set(files_below(RunFolder(one).checkpoint("prior.bottom")))
     assert set(files_below(RunFolder(tmp_path / "killed").checkpoint("prior.bottom"))) == names
-    for part in ("model.safetensors", "average", "exp_avg/", "kept.safetensors/record/weights", "kept.safetensors/record/score"):
+    for part in (
+        "model.safetensors",
+        "average",
+        "exp_avg/",
+        "kept.safetensors/record/weights",
+        "kept.safetensors/record/score",
+    ):
         _assert_close(_checkpoint(one), _checkpoint(tmp_path / "killed"), part)
     _fit(plain, one, resume=True)
     _assert_close(_result(one), _result(two))
