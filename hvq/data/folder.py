@@ -6,23 +6,23 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hvq.data.augmentation import Augmentation
+from hvq.data.encoded import Crop, EncodedImages
 from hvq.data.listing import Listing, classes_of, list_images, stamp_of, top_of
-from hvq.data.pictures import READ_ERRORS, SUFFIXES, decode, open_regular
-from hvq.data.sources import UNAUGMENTED, ImageSource, Indices, Sources, checked_labels
+from hvq.data.pictures import SUFFIXES, open_regular
+from hvq.data.sources import Sources
 from hvq.data.splits import common_classes, held_out_by_hash
 from hvq.errors import DataError
 
 VALIDATION_FOLDERS = ("validation", "val")
 
 
-class FolderImages(ImageSource):
+class FolderImages(EncodedImages):
     """Image files, decoded when they are fetched.
 
     Args:
@@ -51,63 +51,40 @@ class FolderImages(ImageSource):
         classes: Sequence[str] = (),
         size: tuple[int, int] = (256, 256),
         channels: int = 3,
-        crop: Literal["center", "random"] = "center",
+        crop: Crop = "center",
         skipped: Sequence[str] = (),
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            size=size, channels=channels, classes=classes, skipped=skipped, augmentation=augmentation, seed=seed
+            paths,
+            labels=labels,
+            classes=classes,
+            size=size,
+            channels=channels,
+            crop=crop,
+            skipped=skipped,
+            augmentation=augmentation,
+            seed=seed,
         )
         self._root = root
-        self._paths = np.array(paths, np.str_)
         self._stamps = stamps
-        self._labels = checked_labels(labels, len(paths), len(self.classes))
-        self._crop = crop
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def positions(self, indices: Indices, epochs: Indices) -> NDArray[np.float64]:
-        """Random ones where the crop is random and there is an epoch; the center otherwise."""
-        center = super().positions(indices, epochs)
-        if self._crop == "center":
-            return center
-        return np.where(epochs[:, None] == UNAUGMENTED, center, self.random_positions(indices, epochs))
-
-    def picture(self, index: int, position: tuple[float, float]) -> Tensor:
-        """Image `index`, read from its file.
-
-        Raises:
-            DataError: where the file has gone or changed, or turns out to be damaged behind a sound beginning and end.
-        """
+    def open_image(self, index: int) -> BinaryIO:
+        """The file, once it is known to be the one that was listed."""
         path = self._root / self.name(index)
-        try:
-            with open_regular(path) as file:
-                self._refuse_change(index, path, file.fileno())
-                return decode(file, size=self.size, channels=self.channels, position=position)
-        except READ_ERRORS as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(
-                f"image {path} cannot be read ({error}); remove or replace the file and start again"
-            ) from None
-
-    def _refuse_change(self, index: int, path: Path, descriptor: int) -> None:
-        if self._stamps is None or stamp_of(os.fstat(descriptor)) == tuple(self._stamps[index].tolist()):
-            return
+        file = open_regular(path)
+        if self._stamps is None or stamp_of(os.fstat(file.fileno())) == tuple(self._stamps[index].tolist()):
+            return file
+        file.close()
         raise DataError(
             f"image {path} is not the file that was there when the run began: it has been replaced or written to; "
             "put the old one back, or start again with the new one"
         )
 
-    def label(self, index: int) -> int:
-        """Index of the class of image `index`; -1 without classes."""
-        return -1 if self._labels is None else int(self._labels[index])
-
-    def name(self, index: int) -> str:
-        """Relative path of the file."""
-        return str(self._paths[index])
+    def where(self, index: int) -> tuple[str, str]:
+        """The path."""
+        return str(self._root / self.name(index)), "remove or replace the file and start again"
 
 
 def folder_sources(
@@ -115,7 +92,7 @@ def folder_sources(
     *,
     size: tuple[int, int] = (256, 256),
     channels: int = 3,
-    crop: Literal["center", "random"] = "center",
+    crop: Crop = "center",
     validation_share: float = 0.05,
     augmentation: Augmentation | None = None,
     seed: int = 0,
@@ -147,7 +124,7 @@ def folder_sources(
     train, validation = _splits(list_images(root), validation_share)
     classes = _common_classes(train, validation)
 
-    def source(listing: Listing, part: Literal["center", "random"], changes: Augmentation | None) -> FolderImages:
+    def source(listing: Listing, part: Crop, changes: Augmentation | None) -> FolderImages:
         return FolderImages(
             listing.root,
             listing.readable,
