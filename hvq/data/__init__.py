@@ -6,9 +6,12 @@ from hvq.data.build import build_augmentation, build_sources
 from hvq.data.codes import CodeBatch, CodeFolder, CodesDescription, CodeShardWriter, clear_codes, write_index
 from hvq.data.digits import digit_sources
 from hvq.data.folder import FolderImages, folder_sources
+from hvq.data.hub import HubColumns, HubImages, hub_sources
 from hvq.data.loader import SampleKeys, StepSampler, TrainingStream, ordered_batches
 from hvq.data.photos import PhotoCrops, photo_sources
+from hvq.data.shards import ShardImages, shard_sources
 from hvq.data.sources import UNAUGMENTED, Batch, BatchSource, ImageSource, Sources, TensorImages
+from hvq.data.stream import StreamedImages, Streaming
 from hvq.data.subset import Subset, spread_rows
 
 __all__ = [
@@ -22,12 +25,17 @@ __all__ = [
     "CodeShardWriter",
     "CodesDescription",
     "FolderImages",
+    "HubColumns",
+    "HubImages",
     "ImageArray",
     "ImageSource",
     "PhotoCrops",
     "SampleKeys",
+    "ShardImages",
     "Sources",
     "StepSampler",
+    "StreamedImages",
+    "Streaming",
     "Subset",
     "TensorImages",
     "TrainingStream",
@@ -37,9 +45,11 @@ __all__ = [
     "clear_codes",
     "digit_sources",
     "folder_sources",
+    "hub_sources",
     "ordered_batches",
     "photo_sources",
     "read_image_array",
+    "shard_sources",
     "spread_rows",
     "write_index",
 ]

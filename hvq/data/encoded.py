@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import BinaryIO, Literal
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,10 @@ from hvq.errors import DataError, HVQError
 Crop = Literal["center", "random"]
 
 
-class EncodedImages(ImageSource):
-    """Encoded images, by name. A kind of data gives `open_image`, and `where` for its errors.
+class EncodedOptions(TypedDict, total=False):
+    """What all encoded images are told, with the defaults of `EncodedImages`.
 
-    Args:
-        names: what a person calls each image, such as its relative path.
+    Attributes:
         labels: the class of each image; `None` without classes.
         classes: names of the classes, in the order of labels.
         size: height and width to which images are resized and cropped, in pixels.
@@ -32,6 +31,24 @@ class EncodedImages(ImageSource):
         skipped: names of images that are left out because they cannot be read.
         augmentation: random changes to images that are fetched with an epoch; none by default.
         seed: of crops and augmentation.
+    """
+
+    labels: Sequence[int] | Indices | None
+    classes: Sequence[str]
+    size: tuple[int, int]
+    channels: int
+    crop: Crop
+    skipped: Sequence[str]
+    augmentation: Augmentation | None
+    seed: int
+
+
+class EncodedImages(ImageSource):
+    """Encoded images, by name. A kind of data gives `open_image`, and `where` for its errors.
+
+    Args:
+        names: what a person calls each image, such as its relative path.
+        options: `EncodedOptions`.
     """
 
     def __init__(
@@ -84,8 +101,12 @@ class EncodedImages(ImageSource):
         Raises:
             DataError: where it has gone or changed, or turns out to be damaged behind a sound beginning and end.
         """
+        return self.decoded(index, lambda: self.open_image(index), position)
+
+    def decoded(self, index: int, open_image: Callable[[], BinaryIO], position: tuple[float, float]) -> Tensor:
+        """`picture`, of an encoded image that is had from elsewhere."""
         try:
-            with self.open_image(index) as file:
+            with open_image() as file:
                 return decode(file, size=self.size, channels=self.channels, position=position)
         except HVQError:
             raise

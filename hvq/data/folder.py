@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvq.data.augmentation import Augmentation
-from hvq.data.encoded import Crop, EncodedImages
+from hvq.data.encoded import Crop, EncodedImages, EncodedOptions
 from hvq.data.listing import Listing, classes_of, list_images, stamp_of, top_of
 from hvq.data.pictures import SUFFIXES, open_regular
 from hvq.data.sources import Sources
@@ -30,15 +30,7 @@ class FolderImages(EncodedImages):
         paths: relative paths with `/` between their parts, each of a readable image.
         stamps: size and time of change of each file, `[N, 2]`, which it must still have when it is read; `None` for
             whatever the files are by then.
-        labels: the class of each path; `None` without classes.
-        classes: names of the classes, in the order of labels.
-        size: height and width to which images are resized and cropped, in pixels.
-        channels: C, 1 for grey or 3 for RGB.
-        crop: which part is kept of an image of another shape; "random" by (seed, epoch, index), and the center without
-            an epoch.
-        skipped: paths that are left out because they cannot be read.
-        augmentation: random changes to images that are fetched with an epoch; none by default.
-        seed: of crops and augmentation.
+        options: `EncodedOptions`.
     """
 
     def __init__(
@@ -47,26 +39,9 @@ class FolderImages(EncodedImages):
         paths: Sequence[str],
         *,
         stamps: NDArray[np.int64] | None = None,
-        labels: Sequence[int] | None = None,
-        classes: Sequence[str] = (),
-        size: tuple[int, int] = (256, 256),
-        channels: int = 3,
-        crop: Crop = "center",
-        skipped: Sequence[str] = (),
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
+        **options: Unpack[EncodedOptions],
     ) -> None:
-        super().__init__(
-            paths,
-            labels=labels,
-            classes=classes,
-            size=size,
-            channels=channels,
-            crop=crop,
-            skipped=skipped,
-            augmentation=augmentation,
-            seed=seed,
-        )
+        super().__init__(paths, **options)
         self._root = root
         self._stamps = stamps
 

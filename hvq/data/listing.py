@@ -92,7 +92,7 @@ def list_images(root: Path) -> Listing:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda path: _look(root / path, known.get(path)), paths))
     entries = dict(zip(paths, found, strict=True))
-    settled = {path: entry for path, entry in entries.items() if entry[1] < started - _SETTLED_NANOSECONDS}
+    settled = {path: entry for path, entry in entries.items() if is_settled(entry[1], started)}
     if settled != known:
         _keep(key, settled)
     readable = tuple(path for path, (_, _, fine) in entries.items() if fine)
@@ -122,6 +122,11 @@ def _look(path: Path, known: _Entry | None) -> _Entry:
 def stamp_of(status: os.stat_result) -> tuple[int, int]:
     """Size in bytes and time of change in nanoseconds, which together tell that a file is the one it was."""
     return status.st_size, status.st_mtime_ns
+
+
+def is_settled(changed: int, looked_at: int) -> bool:
+    """Whether what was found in a file may be kept: it was last written to long enough before it was looked at."""
+    return changed < looked_at - _SETTLED_NANOSECONDS
 
 
 def _recalled(key: str) -> dict[str, _Entry]:

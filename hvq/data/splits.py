@@ -57,3 +57,45 @@ def common_classes(train: Sequence[str], validation: Sequence[str], names: tuple
             f"found {', '.join(validation) or 'none'}"
         )
     return tuple(train)
+
+
+_MOST_CLASSES = 2**20
+
+
+def class_names(train: Sequence[str], validation: Sequence[str], names: tuple[str, str]) -> tuple[str, ...]:
+    """The classes that labels in text stand for: numbers for themselves, names in alphabetical order.
+
+    Args:
+        train: label of each training image, empty where it has none.
+        validation: of each held-out image.
+        names: what both are called, for errors.
+
+    Raises:
+        DataError: where held-out images have classes of their own, or a number is too large to be a class.
+
+    >>> class_names(["2", "0", ""], ["0"], ("a", "b")), class_names(["dog", "cat"], ["cat"], ("a", "b"))
+    (('0', '1', '2'), ('cat', 'dog'))
+    """
+    texts = [sorted({text for text in some if text}) for some in (train, validation)]
+    if all(text.isascii() and text.isdecimal() for some in texts for text in some):
+        largest = max(int(text) for some in texts for text in some)
+        if largest >= _MOST_CLASSES:
+            raise DataError(
+                f"{names[0]} must have names as classes, or numbers below {_MOST_CLASSES:,}; one is {largest}"
+            )
+        return tuple(str(number) for number in range(largest + 1))
+    return common_classes(texts[0], texts[1], names)
+
+
+def class_numbers(texts: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Labels in text as numbers of classes, int64 `[N]`; -1 where there is none.
+
+    >>> class_numbers(["dog", "", "cat"], ["cat", "dog"]).tolist(), class_numbers(["01"], ["0", "1"]).tolist()
+    ([1, -1, 0], [1])
+    """
+    numbers = {text: index for index, text in enumerate(classes)}
+
+    def number(text: str) -> int:
+        return numbers[text] if text in numbers else numbers[text.lstrip("0") or "0"]
+
+    return np.array([number(text) if text else -1 for text in texts], np.int64)
