@@ -177,6 +177,11 @@ class DecoderConfig(FrozenModel):
     width: PositiveInt = Field(128, description="channels of its features")
     residual_blocks: NonNegativeInt = Field(2, description="residual blocks")
     residual_width: PositiveInt = Field(32, description="channels inside a residual block")
+    sees: Literal["context", "vectors"] = Field(
+        "context",
+        description="what it is told of coarser levels: the context that they give the finest, or their vectors, each "
+        "enlarged by transposed convolutions of their own",
+    )
 
 
 class AutoencoderConfig(FrozenModel):
@@ -188,6 +193,9 @@ class AutoencoderConfig(FrozenModel):
     decoder: DecoderConfig = Field(default_factory=DecoderConfig, description="the image decoder")
     level_dropout: ShareBelowOne = Field(
         0.0, description="chance that a sample is decoded from its coarser levels alone, while training"
+    )
+    recompute: bool = Field(
+        False, description="compute encoders and decoders again in the backward pass, to spare memory"
     )
 
     @field_validator("levels", mode="after")
@@ -217,14 +225,33 @@ class OptimizationConfig(FrozenModel):
         0.0,
         description="decay of the moving average of the weights that is kept as the result; 0 keeps the last weights",
     )
+    compile: bool = Field(
+        False,
+        description="compile the model for training (torch.compile), which takes minutes once and speeds steps up",
+    )
+    tf32: bool = Field(
+        True, description="let GPUs round float32 products in training to TF32; the search for codes stays exact"
+    )
     log_every: PositiveInt = Field(50, description="steps between lines of numbers")
     evaluate_every: PositiveInt = Field(1_000, description="steps between looks at held-out data")
     checkpoint_every: PositiveInt = Field(1_000, description="steps between training checkpoints")
+    keep_checkpoints: PositiveInt = Field(
+        2, description="training checkpoints that are kept, the last ones, and the one of the best look beside them"
+    )
+    skipped_steps: PositiveInt = Field(
+        50,
+        description="steps in a row whose loss or gradient is not finite, each of them skipped, at which training ends",
+    )
 
 
 class AutoencoderTrainingConfig(OptimizationConfig):
     """Training of the autoencoder, equation (9)."""
 
+    frozen_levels: tuple[LevelName, ...] = Field(
+        (),
+        description="levels that stay as they are, with weights from --init-from; their codes stay too where all finer "
+        "levels are frozen",
+    )
     reconstruction: Literal["mse", "l1"] = Field("mse", description="reconstruction loss, on pixels in [-1, 1]")
     commitment_weight: NonNegativeFloat = Field(0.25, description="beta, which multiplies the commitment loss alone")
     codebook_weight: NonNegativeFloat = Field(
@@ -281,7 +308,9 @@ class ExtractionConfig(FrozenModel):
     augmented_epochs: PositiveInt = Field(
         1, description="times each training image is encoded; from the second on with augmentation"
     )
-    images_per_shard: PositiveInt = Field(65_536, description="images in one file of codes")
+    images_per_shard: PositiveInt = Field(
+        4_096, description="images in one file of codes, which one process writes, and an interruption loses at most"
+    )
 
 
 class SamplingConfig(FrozenModel):
@@ -312,6 +341,11 @@ class RunConfig(FrozenModel):
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="autocast while training; None leaves it to accelerate's own configuration"
+    )
+    process_timeout: PositiveInt = Field(
+        1_800,
+        description="seconds that a process waits for the others before the run ends; longer than what one of them "
+        "does alone at a time: a file of codes, a chunk of samples, a classifier of the evaluation",
     )
     data: DataConfig = Field(default_factory=DigitsConfig)
     autoencoder: AutoencoderConfig = Field(description="the hierarchy of levels")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hvq.errors import CheckpointError
+from hvq.errors import CheckpointError, StorageError
+
+PARTIAL, OLD = ".partial", ".old"
+"""How names of files and folders end that are being written, or removed; hidden, and never read."""
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk rather than in the system's memory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -24,8 +31,22 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+def _beside(path: Path, ending: str = PARTIAL) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{ending}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says against writing `path`, inside, becomes a `StorageError`; of a folder, not of its files."""
+    try:
+        yield
+    except StorageError as error:
+        raise StorageError(path, error.reason) from None
+    except SafetensorError as error:
+        # It wraps what the system said in an error of its own.
+        raise StorageError(path, str(error)) from error
+    except OSError as error:
+        raise StorageError(path, error.strerror or str(error)) from error
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -34,16 +55,20 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     Args:
         path: where the file will stand; its folder is made.
         write: is given the path beside it to write to.
+
+    Raises:
+        StorageError: where the system does not let it be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path)
-    try:
-        write(partial)
-        _flush(partial)
-        os.replace(partial, path)
-        _flush(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(partial)
+            flush(partial)
+            os.replace(partial, path)
+            flush(path.parent)
+        finally:
+            _remove(partial)
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
@@ -52,32 +77,79 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     Args:
         path: where the folder will stand; what stood there is removed once the new one is whole.
         write: is given the empty folder beside it to fill.
+
+    Raises:
+        StorageError: where the system does not let it be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = _beside(path), path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        write(partial)
-        for file in partial.rglob("*"):
-            _flush(file)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(partial, path)
-        _flush(path.parent)
-    finally:
+    partial = _beside(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir()
+        try:
+            write(partial)
+            for file in partial.rglob("*"):
+                flush(file)
+            flush(partial)
+            _put(partial, path)
+            flush(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Give the whole new folder its name; an old one of that name takes the new one's, to be removed."""
+    if not path.exists():
+        os.replace(partial, path)
+        return
+    if _exchange(partial, path):
+        return
+    # Two renames, where the system knows no exchange: killed between them, the old folder is the one that ends in
+    # OLD, and `remove_leftovers` gives it back its name.
+    old = _beside(path, OLD)
+    os.replace(path, old)
+    try:
+        os.replace(partial, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders at once; returns whether the system can (Linux, on most file systems)."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _remove(path: Path) -> None:
+    # A full or read-only file system is what the caller is about to hear of.
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Clear a folder of what writers that were killed have left, files and folders; for its only writer to call."""
+    for path in folder.glob(f".*{OLD}"):
+        original = path.with_name(path.name[1:].removesuffix(OLD).rpartition(".")[0])
+        if not original.exists():
+            os.replace(path, original)
+    for path in [*folder.glob(f".*{PARTIAL}"), *folder.glob(f".*{OLD}")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            _remove(path)
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder, if it is there, so that no reader sees a part of it."""
     if path.exists():
-        gone = path.with_name(f".{path.name}.{os.getpid()}.old")
-        os.replace(path, gone)
-        shutil.rmtree(gone)
+        # Not OLD, which would be given back its name.
+        gone = _beside(path)
+        with writing(path):
+            os.replace(path, gone)
+            shutil.rmtree(gone)
 
 
 def write_json(path: Path, value: object) -> None:

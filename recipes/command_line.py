@@ -14,11 +14,13 @@ from typing import Any, NoReturn
 from hvq.config import RunConfig
 from hvq.config_fields import field_help
 from hvq.config_loading import load_run_config
-from hvq.errors import ConfigurationError, HVQError
+from hvq.errors import ConfigurationError, HVQError, TrainingStopped
 
 # A launcher ends all processes as soon as one has failed. The main process speaks for all where all meet the same
 # fault, so the others let it come first, and speak only where it has not ended them by then.
 GRACE_SECONDS = 10.0
+# Once they work together they meet the same fault at nearly the same time, and a fault of one alone is not to wait.
+GRACE_IN_STEP_SECONDS = 2.0
 
 
 class RecipeParser(argparse.ArgumentParser):
@@ -70,6 +72,26 @@ def recipe_parser(description: str | None, *, run_dir: Path | None = None, confi
     return parser
 
 
+def add_beginning(parser: argparse.ArgumentParser) -> None:
+    """The arguments of a training that say how it begins."""
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest training checkpoint, if there is one"
+    )
+    parser.add_argument("--resume-at", type=int, metavar="STEP", help="go on from the training checkpoint of this step")
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="DIR",
+        help="begin from the weights of a model, a run or a training checkpoint, as far as names and shapes agree; "
+        "with --resume only where there is no checkpoint yet",
+    )
+
+
+def beginning(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_beginning` has read, as keywords of `fit_autoencoder` and `fit_prior`."""
+    return {name: getattr(options, name) for name in ("resume", "resume_at", "init_from")}
+
+
 def is_main_process() -> bool:
     """Whether this is the process that speaks: the first of those that a launcher started, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -106,10 +128,16 @@ def read_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
     return Command(config=config, run_dir=options.run_dir, options=options)
 
 
+def _in_step() -> bool:
+    """Whether the processes have met; torch is imported by then."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
 def _report(error: HVQError) -> None:
     rank = ""
     if not is_main_process():
-        time.sleep(GRACE_SECONDS)
+        time.sleep(GRACE_IN_STEP_SECONDS if _in_step() else GRACE_SECONDS)
         rank = f" in process {os.environ['RANK']}"
     print(f"error{rank}: {error}", file=sys.stderr, flush=True)
 
@@ -117,7 +145,7 @@ def _report(error: HVQError) -> None:
 def run(main: Callable[[], Any]) -> NoReturn:
     """Call a recipe and exit: a fault that a person can mend is a sentence, any other keeps its traceback.
 
-    The exit code is 0 after success, 1 after a fault, and 130 where the person interrupted.
+    The exit code is 0 after success, 1 after a fault, 130 where the person interrupted, and 143 where a scheduler did.
 
     Args:
         main: the recipe; what it returns is ignored.
@@ -127,6 +155,19 @@ def run(main: Callable[[], Any]) -> NoReturn:
     except HVQError as error:
         _report(error)
         sys.exit(1)
+    except RuntimeError as error:
+        # Imported here, so that `--help` need not wait for torch.
+        from hvq.training.processes import lost_process
+
+        lost = lost_process(error)
+        if lost is None:
+            raise
+        _report(lost)
+        sys.exit(1)
+    except TrainingStopped as stopped:
+        say(str(stopped))
+        # What a shell gives for a process that a signal has ended.
+        sys.exit(128 + stopped.signal_number)
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)

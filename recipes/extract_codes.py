@@ -9,12 +9,16 @@ from hvq.training.processes import describe, make_accelerator
 
 def main() -> None:
     """Read the command line, encode, save."""
-    command = read_command(recipe_parser(__doc__))
+    parser = recipe_parser(__doc__)
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what an interrupted call has written of these very codes"
+    )
+    command = read_command(parser)
     folder = RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
     say(f"extracting codes: {describe(accelerator)}")
     with folder.timed("codes", write=accelerator.is_main_process):
-        extract_codes(command.config, folder, accelerator=accelerator)
+        extract_codes(command.config, folder, accelerator=accelerator, resume=command.options.resume)
 
 
 if __name__ == "__main__":

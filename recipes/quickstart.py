@@ -24,18 +24,21 @@ CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
 def main() -> None:
     """Read the command line, and run every stage."""
     started = time.perf_counter()
-    command = read_command(recipe_parser(__doc__, run_dir=RUN_DIR, config=CONFIG))
+    parser = recipe_parser(__doc__, run_dir=RUN_DIR, config=CONFIG)
+    parser.add_argument("--resume", action="store_true", help="go on where an earlier call was stopped")
+    command = read_command(parser)
+    resume = command.options.resume
     config, folder = command.config, RunFolder(command.run_dir)
     accelerator = make_accelerator(config, folder)
     is_main = accelerator.is_main_process
     sources = build_sources(config.data, config.seed)
     with folder.timed("autoencoder", write=is_main):
-        fit_autoencoder(config, folder, accelerator=accelerator, sources=sources)
+        fit_autoencoder(config, folder, accelerator=accelerator, sources=sources, resume=resume)
     with folder.timed("codes", write=is_main):
-        extract_codes(config, folder, accelerator=accelerator, sources=sources)
+        extract_codes(config, folder, accelerator=accelerator, sources=sources, resume=resume)
     for level in config.autoencoder.levels:
         with folder.timed(f"prior.{level}", write=is_main):
-            fit_prior(config, folder, level, accelerator=accelerator)
+            fit_prior(config, folder, level, accelerator=accelerator, resume=resume)
     with folder.timed("samples", write=is_main):
         hierarchy = load_hierarchy(folder).to(accelerator.device, prior_precision=config.sampling.precision)
         sample_run(config, folder, hierarchy, reduction=current_reduction())

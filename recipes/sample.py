@@ -9,7 +9,7 @@ from command_line import read_command, recipe_parser, run, say
 
 from hvq.distributed import current_reduction
 from hvq.errors import DataError
-from hvq.evaluation.samples import STAGE, is_left, sample_run
+from hvq.evaluation.samples import is_left, levels_left, sample_run
 from hvq.storage import RunFolder, load_hierarchy
 from hvq.training.processes import describe, make_accelerator
 
@@ -51,8 +51,8 @@ def main() -> None:
     names = options.classes.split(",") if options.classes else None
     labels = chosen_labels(names, hierarchy.classes, command.config.sampling.samples_per_class)
     say(f"drawing samples: {describe(accelerator)}")
-    left = folder.checkpoint(STAGE)
-    if left.exists() and (options.from_codes is None or not is_left(options.from_codes, folder)):
+    left = levels_left(folder)
+    if left is not None and (options.from_codes is None or not is_left(options.from_codes, folder)):
         begun = "from the start" if options.from_codes is None else f"what is not in {options.from_codes}"
         say(f"drawing {begun}; levels that an earlier call left would be taken with --from-codes {left}")
     with folder.timed("samples", write=accelerator.is_main_process):

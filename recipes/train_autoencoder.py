@@ -1,6 +1,6 @@
 """Stage 1: train the autoencoder of a run, and leave it in the run folder as `autoencoder/`."""
 
-from command_line import read_command, recipe_parser, run
+from command_line import add_beginning, beginning, read_command, recipe_parser, run
 
 from hvq.storage import RunFolder
 from hvq.training import fit_autoencoder
@@ -10,12 +10,12 @@ from hvq.training.processes import make_accelerator
 def main() -> None:
     """Read the command line, train, save."""
     parser = recipe_parser(__doc__)
-    parser.add_argument("--resume", action="store_true", help="go on from the training checkpoint, if there is one")
+    add_beginning(parser)
     command = read_command(parser)
     folder = RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
     with folder.timed("autoencoder", write=accelerator.is_main_process):
-        fit_autoencoder(command.config, folder, accelerator=accelerator, resume=command.options.resume)
+        fit_autoencoder(command.config, folder, accelerator=accelerator, **beginning(command.options))
 
 
 if __name__ == "__main__":

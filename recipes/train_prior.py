@@ -3,7 +3,7 @@
 One level's prior with `--level`, or those of all levels, one after the other, coarse to fine.
 """
 
-from command_line import read_command, recipe_parser, run, say
+from command_line import add_beginning, beginning, read_command, recipe_parser, run, say
 
 from hvq.storage import RunFolder
 from hvq.training import fit_prior
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument(
         "--level", metavar="NAME", help="name of the level, such as top; by default all, coarse to fine"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the training checkpoint, if there is one")
+    add_beginning(parser)
     command = read_command(parser)
     config, folder = command.config, RunFolder(command.run_dir)
     levels = [command.options.level] if command.options.level else list(config.autoencoder.levels)
@@ -25,7 +25,7 @@ def main() -> None:
         say(f"training the priors of levels {', '.join(levels)}, in this order")
     for level in levels:
         with folder.timed(f"prior.{level}", write=accelerator.is_main_process):
-            fit_prior(config, folder, level, accelerator=accelerator, resume=command.options.resume)
+            fit_prior(config, folder, level, accelerator=accelerator, **beginning(command.options))
         # What the accelerator holds of one prior is not to take memory from the next.
         accelerator.free_memory()
 

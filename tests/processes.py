@@ -5,11 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import re
 import socket
+import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -18,11 +21,13 @@ from typing import Any
 import torch
 import torch.distributed as torch_distributed
 
+from recipes.command_line import run
+
 TIMEOUT_SECONDS = 60.0
 
 # A fork server that has imported torch once makes every later process start in a fraction of a second.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed"])
+_context.set_forkserver_preload(["torch", "torch.distributed", "accelerate", "torchmetrics"])
 
 
 def free_port() -> int:
@@ -66,6 +71,74 @@ def _child(
     reply.close()
     if torch_distributed.is_initialized():
         torch_distributed.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process of a recipe has ended.
+
+    Attributes:
+        code: its exit code, negative for the signal that killed it; None where it had not ended.
+        errors: the lines of its standard error that name an error, as recipes say it or as tracebacks end.
+    """
+
+    code: int | None
+    errors: list[str]
+
+
+def _recipe(
+    function: Callable[..., Any], arguments: tuple[Any, ...], environment: dict[str, str], said: tuple[Path, Path]
+) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    for descriptor, path in zip((1, 2), said, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
+    run(lambda: function(*arguments))
+
+
+def end_in_processes(
+    function: Callable[..., Any], processes: int, *arguments: Any, awaited: Sequence[int] | None = None
+) -> list[Ended]:
+    """Call `function(*arguments)` in each of several processes as a recipe is called, and see how each ends.
+
+    They have what a launcher would tell them, and make their process group themselves. Nobody ends the others when one
+    has failed, as a launcher would.
+
+    Args:
+        function: a function of a module's top level; `RANK` in the environment says in which process it is.
+        processes: how many.
+        arguments: plain values.
+        awaited: ranks of those that are to end by themselves; all by default.
+
+    Raises:
+        TimeoutError: where one of these has not ended after 60 s.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        said = [(Path(folder) / f"out{rank}", Path(folder) / f"err{rank}") for rank in range(processes)]
+        started = [
+            _context.Process(
+                target=_recipe, args=(function, arguments, _environment(rank, processes, port), said[rank])
+            )
+            for rank in range(processes)
+        ]
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        try:
+            for process in started:
+                process.start()
+            for rank in range(processes) if awaited is None else awaited:
+                started[rank].join(max(0.0, deadline - time.monotonic()))
+                if started[rank].exitcode is None:
+                    raise TimeoutError(f"process {rank} did not end within {TIMEOUT_SECONDS:.0f} s")
+            codes = [process.exitcode for process in started]
+        finally:
+            for process in started:
+                process.kill()
+                process.join()
+        lines = [err.read_text().splitlines() for _, err in said]
+    errors = [[line for line in some if re.match(r"error\b|\w*Error:", line)] for some in lines]
+    return [Ended(code, some) for code, some in zip(codes, errors, strict=True)]
 
 
 def _receive(replies: list[Connection], deadline: float) -> list[Any]:

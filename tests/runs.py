@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hvq.config import RunConfig
-from hvq.data import Sources, build_sources
+from hvq.data import CodeExtraction, CodeFolder, Sources, build_sources
+from hvq.data.code_files import empty_counts
 from hvq.distributed import Reduction
 from hvq.evaluation.evaluate import evaluate
 from hvq.evaluation.samples import sample_run
@@ -131,6 +132,21 @@ def train_everything(folder: Path) -> TrainedRun:
         sample_run(config, run, load_hierarchy(run), reduction=Reduction())
         evaluate(config, run, accelerator=make_accelerator(config, run))
     return TrainedRun(config, run)
+
+
+def rewrite_codes(run: RunFolder, split: str, *, constant: str | None = None, **changes: Any) -> None:
+    """Write the codes of a split anew, with changes to their description, and those of a level all 0."""
+    there = CodeFolder(run.codes, split)
+    extraction = CodeExtraction(run.codes, split, there.description.model_copy(update=changes))
+    extraction.begin()
+    counts = empty_counts(extraction.description)
+    for shard in range(extraction.description.num_shards):
+        batch, writer = there.fetch(np.array(extraction.description.rows(shard))), extraction.writer(shard)
+        codes = {level: values * int(level != constant) for level, values in batch.codes.items()}
+        writer.add(codes, labels=batch.labels, indices=batch.indices % there.num_images)
+        for level, count in writer.close().items():
+            counts[level] += count
+    extraction.finish(counts)
 
 
 @contextmanager

@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from hvq.errors import CheckpointError
-from hvq.files import read_json, read_tensors, write_file, write_folder, write_json, write_tensors
+from hvq.errors import CheckpointError, StorageError
+from hvq.files import (
+    read_json,
+    read_tensors,
+    remove_leftovers,
+    write_file,
+    write_folder,
+    write_json,
+    write_tensors,
+)
 
 
 def _fail(path: Path) -> None:
@@ -37,7 +45,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path: Path) -> 
     assert [found.name for found in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool) -> None:
+    if not exchanges:
+        monkeypatch.setattr("hvq.files._exchange", lambda *_: False)
     path = tmp_path / "model"
     write_folder(path, lambda partial: (partial / "old.txt").write_text("old") and None)
     write_folder(path, lambda partial: (partial / "new.txt").write_text("new") and None)
@@ -67,8 +78,9 @@ def test_a_folder_whose_renaming_fails_is_put_back(tmp_path: Path, monkeypatch: 
             raise OSError("disk full")
         rename(source, target)
 
+    monkeypatch.setattr("hvq.files._exchange", lambda *_: False)
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"model cannot be written: disk full; what stood there before is as it was"):
         write_folder(path, lambda partial: (partial / "new.txt").write_text("new") and None)
     assert [found.name for found in path.iterdir()] == ["old.txt"]
     assert [found.name for found in tmp_path.iterdir()] == ["model"]
@@ -85,6 +97,79 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", script, str(path)], check=False).returncode < 0
     assert read_json(path, "numbers") == {"step": 1}
+
+
+# Kills itself as it gives the new folder its name, before which the old one may have lost its own.
+KILLED_AS_IT_RENAMES = """
+import os, signal, sys
+from pathlib import Path
+from hvq import files
+
+rename = os.replace
+def replace(source, target):
+    rename(source, target) if not str(source).endswith(".partial") else os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = replace
+files._exchange = lambda *_: sys.argv[2] == "exchanges" and os.kill(os.getpid(), signal.SIGKILL)
+files.write_folder(Path(sys.argv[1]), lambda partial: (partial / "new.txt").write_text("new") and None)
+"""
+
+
+@pytest.mark.parametrize("system", ["exchanges", "renames"])
+def test_a_killed_writer_of_a_folder_leaves_the_old_one(tmp_path: Path, system: str) -> None:
+    path = tmp_path / "model"
+    write_folder(path, lambda partial: (partial / "old.txt").write_text("old") and None)
+    script = [sys.executable, "-c", KILLED_AS_IT_RENAMES, str(path), system]
+    assert subprocess.run(script, check=False).returncode < 0
+    assert path.exists() == (system == "exchanges")
+    remove_leftovers(tmp_path)
+    assert [found.name for found in tmp_path.iterdir()] == ["model"]
+    assert [found.name for found in path.iterdir()] == ["old.txt"]
+
+
+def test_leftovers_go_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".model.7.partial", ".model.9.old", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".x.json.7.partial").write_text("{")
+    (tmp_path / ".hidden").write_text("mine")
+    remove_leftovers(tmp_path)
+    assert sorted(found.name for found in tmp_path.iterdir()) == [".hidden", "model"]
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from hvq.errors import StorageError
+from hvq.files import write_file, write_tensors
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+for write in (
+    lambda path: write_tensors(path, {"x": torch.zeros(9_973)}),
+    lambda path: write_file(path, lambda partial: partial.write_text("x" * 10_007) and None),
+):
+    try:
+        write(Path(sys.argv[1]) / "file")
+    except StorageError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    script = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    outcome = subprocess.run(script, check=True, capture_output=True, text=True)
+    lines = outcome.stdout.splitlines()
+    assert len(lines) == 2
+    assert all("file cannot be written: " in line and "File too large" in line for line in lines)
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_where_nothing_can_be_written_the_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("not a folder")
+    with pytest.raises(StorageError, match=r"run/metrics.json cannot be written: (Not a directory|File exists)"):
+        write_json(tmp_path / "run" / "metrics.json", {})
 
 
 def test_json_comes_back(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Levels, the stack that they make, and the losses that train it."""
 
 from hvq.autoencoders.build import build_autoencoder, check_autoencoder, convolutional_autoencoder
-from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, ResidualBlock
+from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, Enlargement, ResidualBlock
 from hvq.autoencoders.initialization import initialize_codebooks
 from hvq.autoencoders.level import Level
 from hvq.autoencoders.losses import AutoencoderLoss
@@ -13,6 +13,7 @@ __all__ = [
     "AutoencoderResult",
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
+    "Enlargement",
     "Level",
     "ResidualBlock",
     "build_autoencoder",

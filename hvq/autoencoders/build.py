@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, convolution
+from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, Enlargement, convolution
 from hvq.autoencoders.level import Level
 from hvq.autoencoders.stack import Autoencoder
 from hvq.config import AutoencoderConfig, LevelConfig
@@ -39,7 +40,7 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     levels = [_build_level(config, names, i) for i in range(len(names))]
     finest = config.levels[names[-1]]
     decoder = ConvolutionalDecoder(
-        in_channels=_context_channels(config, names, len(names) - 1) + finest.code_dimension,
+        in_channels=_decoder_channels(config, names),
         out_channels=config.channels,
         width=config.decoder.width,
         ratio=finest.ratio,
@@ -49,7 +50,12 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         # A picture that starts near the middle of the range of pixels does not have to be unlearned first.
         output_gain=0.1,
     )
-    return Autoencoder(levels=levels, decoder=decoder)
+    return Autoencoder(
+        levels=levels,
+        decoder=decoder,
+        enlargements=_build_enlargements(config, names),
+        recompute=config.recompute,
+    )
 
 
 def check_autoencoder(config: AutoencoderConfig) -> None:
@@ -72,6 +78,25 @@ def _build_quantizer(name: str, level: LevelConfig) -> Quantizer:
 def _context_channels(config: AutoencoderConfig, names: list[str], i: int) -> int:
     """Channels of what level i is told by the coarser ones: as many as the next coarser level's vectors have."""
     return config.levels[names[i - 1]].code_dimension if i > 0 else 0
+
+
+def _decoder_channels(config: AutoencoderConfig, names: list[str]) -> int:
+    if config.decoder.sees == "vectors":
+        return sum(level.code_dimension for level in config.levels.values())
+    return _context_channels(config, names, len(names) - 1) + config.levels[names[-1]].code_dimension
+
+
+def _build_enlargements(config: AutoencoderConfig, names: list[str]) -> dict[str, Enlargement] | None:
+    if config.decoder.sees == "context":
+        return None
+    return {
+        name: Enlargement(
+            channels=config.levels[name].code_dimension,
+            ratio=math.prod(config.levels[finer].ratio for finer in names[i:-1]),
+            spatial_dims=config.spatial_dims,
+        )
+        for i, name in enumerate(names[:-1])
+    }
 
 
 def _build_level(config: AutoencoderConfig, names: list[str], i: int) -> Level:

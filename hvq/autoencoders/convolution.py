@@ -9,10 +9,11 @@ import math
 
 from torch import Tensor, nn
 
+from hvq.autoencoders.enlarging import EnlargingConvolution
 from hvq.errors import ConfigurationError
 
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_TRANSPOSED: dict[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: EnlargingConvolution, 3: nn.ConvTranspose3d}
 
 
 def convolution(
@@ -85,21 +86,22 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(
             nn.ReLU(),
             convolution(spatial_dims, channels, hidden_channels, kernel=3),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             # A block starts as the identity.
             convolution(spatial_dims, hidden_channels, channels, kernel=1, gain=0.0),
         )
 
     def forward(self, features: Tensor) -> Tensor:
         """`[B, C, *size]` to the same shape."""
-        return features + self.layers(features)
+        # In place: no gradient needs what a convolution gives, and memory of its own would have to be fetched first.
+        return self.layers(features).add_(features)
 
 
 def _residual_stack(width: int, blocks: int, hidden: int, spatial_dims: int) -> list[nn.Module]:
     stack: list[nn.Module] = [
         ResidualBlock(channels=width, hidden_channels=hidden, spatial_dims=spatial_dims) for _ in range(blocks)
     ]
-    return [*stack, nn.ReLU()]
+    return [*stack, nn.ReLU(inplace=True)]
 
 
 class ConvolutionalEncoder(nn.Sequential):
@@ -135,7 +137,10 @@ class ConvolutionalEncoder(nn.Sequential):
         channels = in_channels
         for i, factor in enumerate(factors):
             out_channels = width if i == len(factors) - 1 and len(factors) > 1 else max(1, width // 2)
-            layers += [convolution(spatial_dims, channels, out_channels, factor + 2, stride=factor), nn.ReLU()]
+            layers += [
+                convolution(spatial_dims, channels, out_channels, factor + 2, stride=factor),
+                nn.ReLU(inplace=True),
+            ]
             channels = out_channels
         layers.append(convolution(spatial_dims, channels, width, kernel=3))
         super().__init__(*layers, *_residual_stack(width, residual_blocks, residual_width, spatial_dims))
@@ -176,10 +181,32 @@ class ConvolutionalDecoder(nn.Sequential):
         factors = stage_factors(ratio)[::-1]
         channels = width
         for factor in factors[:-1]:
-            layers += [_enlarging(spatial_dims, channels, max(1, width // 2), factor), nn.ReLU()]
+            layers += [_enlarging(spatial_dims, channels, max(1, width // 2), factor), nn.ReLU(inplace=True)]
             channels = max(1, width // 2)
         if factors:
             layers.append(_enlarging(spatial_dims, channels, out_channels, factors[-1], gain=output_gain))
         else:
             layers.append(convolution(spatial_dims, channels, out_channels, kernel=3, gain=output_gain))
+        super().__init__(*layers)
+
+
+class Enlargement(nn.Sequential):
+    """Vectors of a level to a grid `ratio` times larger: a transposed convolution for each prime factor of the ratio.
+
+    Args:
+        channels: of input and output.
+        ratio: size of the output over size of the input, per axis.
+        spatial_dims: 1, 2 or 3.
+
+    >>> import torch
+    >>> Enlargement(channels=5, ratio=6)(torch.zeros(1, 5, 2, 3)).shape
+    torch.Size([1, 5, 12, 18])
+    """
+
+    def __init__(self, *, channels: int, ratio: int, spatial_dims: int = 2) -> None:
+        layers: list[nn.Module] = []
+        for i, factor in enumerate(stage_factors(ratio)):
+            # The first sees vectors, the others what a rectifier leaves.
+            layers += [nn.ReLU(inplace=True)] if i else []
+            layers.append(_enlarging(spatial_dims, channels, channels, factor, gain=2.0 if i else 1.0))
         super().__init__(*layers)

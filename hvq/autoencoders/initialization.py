@@ -28,7 +28,7 @@ def initialize_codebooks(
     *,
     batches_per_step: int = 1,
 ) -> None:
-    """Set every codebook that learns from its latents by k-means, coarse to fine.
+    """Set every codebook that learns from its latents by k-means, coarse to fine, unless it has been set before.
 
     A level's latents depend on the coarser codebooks. Takes as many batches as give 32 latents per code at every level,
     or all there are.
@@ -47,7 +47,7 @@ def initialize_codebooks(
     was_training = model.training
     model.eval()
     for name, quantizer in model.quantizers.items():
-        if not quantizer.starts_from_latents:
+        if not quantizer.starts_from_latents or quantizer.initialized:
             continue
         latents = []
         for batch in images:
@@ -63,7 +63,7 @@ def _enough_batches(model: Autoencoder, batches: Iterable[Tensor], num_processes
     wanted = {
         name: _LATENTS_PER_CODE * quantizer.codebook_size
         for name, quantizer in model.quantizers.items()
-        if quantizer.starts_from_latents
+        if quantizer.starts_from_latents and not quantizer.initialized
     }
     for batch in batches:
         taken.append(batch)

@@ -48,12 +48,20 @@ class Level(nn.Module):
 
     def latents(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Latents `[B, D, *grid]`, given what the coarser levels already decoded."""
-        return self.projection(_join(features, context))
+        return self.projection(join(context, features))
 
     def decode(self, vectors: Tensor, context: Tensor | None) -> Tensor:
         """Context for what comes next: the finer level, or the image decoder."""
-        joined = _join(vectors, context)
+        joined = join(context, vectors)
         return joined if self.merge is None else self.merge(joined)
+
+    def freeze(self) -> None:
+        """Stop learning: encoder, projection, codebook, merge and absent vector stay as they are.
+
+        The level's codes stay so too, where all finer levels are frozen with it: its encoder sees their features.
+        """
+        self.requires_grad_(False)
+        self.quantizer.freeze()
 
     def absent_vector(self) -> Tensor:
         """`[D]`, what stands for this level's vectors where they are absent."""
@@ -66,7 +74,17 @@ class Level(nn.Module):
         return torch.where(kept.view(-1, 1, *axes), vectors, stand_in)
 
 
-def _join(tensor: Tensor, context: Tensor | None) -> Tensor:
-    # One memory layout whatever made the tensor, so that decoding codes repeats the forward's arithmetic exactly.
-    tensor = tensor.contiguous()
-    return tensor if context is None else torch.cat([context.contiguous(), tensor], dim=1)
+def join(*tensors: Tensor | None) -> Tensor:
+    """Those that are there, one after the other along the channels, in the layout of `channels_last`."""
+    # One memory layout whatever made the tensors, so that decoding codes repeats the forward's arithmetic exactly.
+    there = [channels_last(tensor) for tensor in tensors if tensor is not None]
+    return there[0] if len(there) == 1 else torch.cat(there, dim=1)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """The same numbers, channels last in memory where a layout is known: there convolutions are fastest.
+
+    What a quantizer gives lies so already, and so do the rows that it wants.
+    """
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return tensor.contiguous(memory_format=layouts.get(tensor.dim(), torch.contiguous_format))

@@ -6,7 +6,7 @@ Letters: B batch, C channels, H W image, h w a level's grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.export import register_dataclass
 from torch.nn import functional
 
-from hvq.autoencoders.level import Level
+from hvq.autoencoders.level import Level, channels_last, join
 from hvq.errors import ConfigurationError, DataError
 from hvq.level_names import in_level_order
 from hvq.quantizers import LEARNING_STATE, Quantizer, QuantizerResult
+from hvq.recomputation import recomputed
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Autoencoder(nn.Module):
     Args:
         levels: coarse to fine, with names that differ.
         decoder: the context of the finest level to an image, its ratio times larger.
+        enlargements: of each level but the finest, by name: its vectors to the finest grid. Where given, the image
+            decoder is told the vectors of all levels, enlarged and joined coarse to fine, in place of a context.
+        recompute: whether encoders, merges and the decoder are computed again in the backward pass, which takes time
+            and spares memory; quantizers, and so what codebooks learn from, are computed once.
 
     Shapes:
         images `[B, C, H, W]`, floating point in [-1, 1]; codes int64 `[B, h, w]` by level name.
@@ -63,7 +68,14 @@ class Autoencoder(nn.Module):
     torch.Size([1, 1, 21, 32])
     """
 
-    def __init__(self, *, levels: Sequence[Level], decoder: nn.Module) -> None:
+    def __init__(
+        self,
+        *,
+        levels: Sequence[Level],
+        decoder: nn.Module,
+        enlargements: Mapping[str, nn.Module] | None = None,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
         names = [level.name for level in levels]
         if not names or len(set(names)) < len(names):
@@ -73,6 +85,13 @@ class Autoencoder(nn.Module):
         except KeyError as error:
             raise ConfigurationError(f"{', '.join(names)} cannot all be names of levels: {error.args[0]}") from None
         self.decoder = decoder
+        if enlargements is not None and set(enlargements) != set(names[:-1]):
+            raise ConfigurationError(
+                f"enlargements are of every level but the finest, {', '.join(names[:-1]) or 'so of none'}; "
+                f"received {', '.join(enlargements) or 'none'}"
+            )
+        self.enlargements = None if enlargements is None else nn.ModuleDict(dict(enlargements))
+        self.recompute = recompute
 
     @property
     def level_names(self) -> tuple[str, ...]:
@@ -99,6 +118,18 @@ class Autoencoder(nn.Module):
         padded = self._padded_size(size)
         return {name: tuple(n // stride for n in padded) for name, stride in self.strides.items()}
 
+    def freeze(self, names: Collection[str]) -> None:
+        """Freeze some levels (`Level.freeze`).
+
+        Raises:
+            ConfigurationError: where one of the names is not a level.
+        """
+        if unknown := [name for name in names if name not in self.level_names]:
+            raise ConfigurationError(f"no level {', '.join(unknown)}; the levels are {', '.join(self.level_names)}")
+        for level in self._stack():
+            if level.name in names:
+                level.freeze()
+
     # --- images to codes to images ---
 
     def forward(self, images: Tensor, kept_levels: Tensor | None = None) -> AutoencoderResult:
@@ -110,8 +141,11 @@ class Autoencoder(nn.Module):
                 drop-out); all where None. Every level is quantized and counted all the same.
         """
         results, contexts = self._quantize(images)
-        context = contexts[-1] if kept_levels is None else self._context_of_kept(results, contexts[0], kept_levels)
-        return AutoencoderResult(self._crop(self.decoder(context), images.shape[2:]), results)
+        vectors = {name: result.vectors for name, result in results.items()}
+        if kept_levels is not None:
+            # The coarsest level is always kept, and with it what it tells the next.
+            vectors, contexts = self._of_kept(vectors, kept_levels), contexts[:1]
+        return AutoencoderResult(self._crop(self._image(vectors, contexts), images.shape[2:]), results)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Codes of images, by level name, coarse to fine."""
@@ -135,13 +169,13 @@ class Autoencoder(nn.Module):
         unknown = [name for name in absent if name not in ordered]
         if unknown:
             raise DataError(f"absent names {', '.join(unknown)}; the levels are {', '.join(self.level_names)}")
-        context: Tensor | None = None
+        vectors: dict[str, Tensor] = {}
         for level in self._stack():
-            vectors = level.quantizer.decode(ordered[level.name].long()).to(self._dtype())
+            own = level.quantizer.decode(ordered[level.name].long()).to(self._dtype())
             if level.name in absent:
-                vectors = level.mask_absent(vectors, torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device))
-            context = level.decode(vectors, context)
-        image = self.decoder(context)
+                own = level.mask_absent(own, torch.zeros(len(own), dtype=torch.bool, device=own.device))
+            vectors[level.name] = own
+        image = self._image(vectors, [])
         return image if size is None else self._crop(image, size)
 
     def latents(self, images: Tensor, level_name: str) -> Tensor:
@@ -156,6 +190,19 @@ class Autoencoder(nn.Module):
                 return flat.flatten(0, -2) if mask is None else flat[:, mask].flatten(0, -2)
             context = level.decode(level.quantizer(latents).vectors, context)
         raise DataError(f"no level {level_name!r}; the levels are {', '.join(self.level_names)}")
+
+    def without_padding(self, codes: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
+        """Codes at the positions that see at least one pixel of images of `size` (H, W), by level name.
+
+        Args:
+            codes: `[B, *grid]`, or `[B, *grid, G]`, by level name, in any order.
+            size: of the images that they are of.
+        """
+        kept = {
+            name: (slice(None), *(slice(n) for n in self._covered(name, size)))
+            for name in in_level_order(codes, self.level_names, "codes")
+        }
+        return {name: codes[name][places] for name, places in kept.items()}
 
     def encoding_tensors(self) -> dict[str, Tensor]:
         """The tensors that determine `encode`: all but the image decoder, absent vectors and what only learns."""
@@ -179,12 +226,12 @@ class Autoencoder(nn.Module):
         features = {}
         current = padded
         for level in reversed(self._stack()):
-            current = level.encoder(current)
+            current = self._recomputed(level.encoder, current)
             features[level.name] = current
         return features
 
     def _quantize(self, images: Tensor) -> tuple[dict[str, QuantizerResult], list[Tensor]]:
-        """The quantizer's result of each level, and the context that each gives to what comes next."""
+        """The quantizer's result of each level, and the context that each but the finest gives to the next."""
         features = self._features(self._pad(images))
         results: dict[str, QuantizerResult] = {}
         contexts: list[Tensor] = []
@@ -193,31 +240,54 @@ class Autoencoder(nn.Module):
             latents = level.latents(features[level.name], context)
             mask = self._inside(level.name, latents.shape[2:], images.shape[2:], latents.device)
             results[level.name] = level.quantizer(latents, mask)
-            context = level.decode(results[level.name].vectors, context)
-            contexts.append(context)
+            if level is not self._stack()[-1]:
+                context = self._recomputed(level.decode, results[level.name].vectors, context)
+                contexts.append(context)
         return results, contexts
 
-    def _context_of_kept(self, results: Mapping[str, QuantizerResult], context: Tensor, kept_levels: Tensor) -> Tensor:
-        """What the image decoder is told where finer levels are absent, from the coarsest level's context on.
+    def _of_kept(self, vectors: Mapping[str, Tensor], kept_levels: Tensor) -> dict[str, Tensor]:
+        """The vectors by level name, those of finer levels absent where a sample does without.
 
-        A walk of its own: the codes of a level stay those that `encode` gives, whatever is absent above it.
+        For the image alone: the codes of a level stay those that `encode` gives, whatever is absent above it.
         """
-        for i, level in enumerate(self._stack()[1:], start=1):
-            vectors = level.mask_absent(results[level.name].vectors, kept_levels > i)
-            context = level.decode(vectors, context)
-        return context
+        return {
+            level.name: level.mask_absent(vectors[level.name], kept_levels > i) if i else vectors[level.name]
+            for i, level in enumerate(self._stack())
+        }
+
+    def _image(self, vectors: Mapping[str, Tensor], contexts: Sequence[Tensor]) -> Tensor:
+        """Images of the whole grid, from the vectors of all levels.
+
+        Args:
+            vectors: by level name.
+            contexts: those of the coarsest levels that are known already.
+        """
+        *coarser, finest = self._stack()
+        if self.enlargements is not None:
+            enlarged = [self.enlargements[level.name](channels_last(vectors[level.name])) for level in coarser]
+            return self._recomputed(self.decoder, join(*enlarged, vectors[finest.name]))
+        context = contexts[-1] if contexts else None
+        for level in coarser[len(contexts) :]:
+            context = self._recomputed(level.decode, vectors[level.name], context)
+        return self._recomputed(self.decoder, finest.decode(vectors[finest.name], context))
+
+    def _recomputed(self, part: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        return recomputed(part, *inputs, when=self.recompute and self.training)
 
     def _inside(self, name: str, grid: Sequence[int], size: Sequence[int], device: torch.device) -> Tensor | None:
         """bool `[*grid]`, positions that see at least one pixel of the image; None where all do."""
-        stride = self.strides[name]
-        covered = [-(-n // stride) for n in size]
-        if list(covered) == list(grid):
+        covered = self._covered(name, size)
+        if covered == list(grid):
             return None
         mask = torch.zeros(tuple(grid), dtype=torch.bool, device=device)
         mask[tuple(slice(n) for n in covered)] = True
         return mask
 
     # --- sizes ---
+
+    def _covered(self, name: str, size: Sequence[int]) -> list[int]:
+        """Positions of a level along each axis that see a pixel of the image; those behind them see padding alone."""
+        return [-(-n // self.strides[name]) for n in size]
 
     def _padded_size(self, size: Sequence[int]) -> tuple[int, ...]:
         stride = max(self.strides.values())
@@ -231,10 +301,10 @@ class Autoencoder(nn.Module):
     def _pad(self, images: Tensor) -> Tensor:
         size = images.shape[2:]
         missing = [target - n for target, n in zip(self._padded_size(size), size, strict=True)]
-        if not any(missing):
-            return images
-        # functional.pad counts axes from the last.
-        return functional.pad(images, [n for m in reversed(missing) for n in (0, m)], mode="reflect")
+        if any(missing):
+            # functional.pad counts axes from the last.
+            images = functional.pad(images, [n for m in reversed(missing) for n in (0, m)], mode="reflect")
+        return channels_last(images)
 
     def _crop(self, images: Tensor, size: Sequence[int]) -> Tensor:
         for axis, length in enumerate(size, start=2):

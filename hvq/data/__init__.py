@@ -3,7 +3,9 @@
 from hvq.data.array import ArrayImages, ImageArray, array_sources, read_image_array
 from hvq.data.augmentation import Augmentation
 from hvq.data.build import build_augmentation, build_sources
-from hvq.data.codes import CodeBatch, CodeFolder, CodesDescription, CodeShardWriter, clear_codes, write_index
+from hvq.data.code_files import CodesDescription
+from hvq.data.code_writing import CodeExtraction, ShardWriter
+from hvq.data.codes import CodeBatch, CodeFolder
 from hvq.data.digits import digit_sources
 from hvq.data.folder import FolderImages, folder_sources
 from hvq.data.hub import HubColumns, HubImages, hub_sources
@@ -21,8 +23,8 @@ __all__ = [
     "Batch",
     "BatchSource",
     "CodeBatch",
+    "CodeExtraction",
     "CodeFolder",
-    "CodeShardWriter",
     "CodesDescription",
     "FolderImages",
     "HubColumns",
@@ -32,6 +34,7 @@ __all__ = [
     "PhotoCrops",
     "SampleKeys",
     "ShardImages",
+    "ShardWriter",
     "Sources",
     "StepSampler",
     "StreamedImages",
@@ -42,7 +45,6 @@ __all__ = [
     "array_sources",
     "build_augmentation",
     "build_sources",
-    "clear_codes",
     "digit_sources",
     "folder_sources",
     "hub_sources",
@@ -51,5 +53,4 @@ __all__ = [
     "read_image_array",
     "shard_sources",
     "spread_rows",
-    "write_index",
 ]

@@ -112,6 +112,13 @@ class ArrayImages(ImageSource):
         """Index of the class of image `index`; -1 where it is unknown."""
         return -1 if self._labels is None else int(self._labels[index])
 
+    def content(self, index: int) -> bytes:
+        """The pixels, or the encoded picture."""
+        array = self._array
+        if array.images is not None:
+            return array.images[index].numpy().tobytes()
+        return array.encoded[slice(*array.offsets[index : index + 2])].tobytes()
+
     def name(self, index: int) -> str:
         """Name of the file, and the row."""
         return f"{self._array.path.stem}/{index}"

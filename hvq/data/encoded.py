@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import BinaryIO, Literal, TypedDict
+from typing import Any, BinaryIO, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,10 @@ class EncodedImages(ImageSource):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def settings(self) -> dict[str, Any]:
+        """What the pixels of an image depend on besides the image, as plain values."""
+        return {**super().settings(), "crop": self._crop}
 
     def positions(self, indices: Indices, epochs: Indices) -> NDArray[np.float64]:
         """Random ones where the crop is random and there is an epoch; the center otherwise."""

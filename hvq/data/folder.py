@@ -61,6 +61,18 @@ class FolderImages(EncodedImages):
         """The path."""
         return str(self._root / self.name(index)), "remove or replace the file and start again"
 
+    def content(self, index: int) -> bytes:
+        """The size of the file.
+
+        Raises:
+            DataError: where the file has gone.
+        """
+        path = self._root / self.name(index)
+        try:
+            return str(path.stat().st_size).encode()
+        except OSError as error:
+            raise DataError(f"image {path} cannot be read ({error.strerror}); put it back and start again") from None
+
 
 def folder_sources(
     path: str | Path,

@@ -241,7 +241,9 @@ class _Split:
         """The rows for which `mask [N]` is true."""
         numbers = np.flatnonzero(mask)
         names = [f"{self._split}/{number}" for number in numbers.tolist()]
-        reader = HubReader(self._rows, self._image, f"split {self._split} of data set {self._loaded.name}")
+        what = f"split {self._split} of data set {self._loaded.name}"
+        # The last part is a hash of what the data were made of; the others say where it was put here.
+        reader = HubReader(self._rows, self._image, what, Path(self._loaded.origin).name)
         if streaming is None:
             return HubImages(reader, numbers, names, **options)
         place = ShardRows.of_counts(self.counts).chosen(mask)
@@ -336,11 +338,13 @@ class HubReader:
         rows_of_split: the split, with the column of images alone, in arrow format.
         column: of images.
         what: the split, for errors.
+        origin: changes when the data do.
     """
 
     rows_of_split: Any
     column: str
     what: str
+    origin: str = ""
 
     def row(self, number: int) -> BinaryIO:
         """One row of a split that is not streamed."""
@@ -364,6 +368,10 @@ class HubReader:
         except Exception as error:  # Whatever stands between here and another machine.
             where, way_out = self.where(shard, number)
             raise DataError(f"image {where} cannot be read ({' '.join(str(error).split())}); {way_out}") from None
+
+    def content(self, shard: int, row: int) -> bytes:
+        """What stands for the whole data set."""
+        return self.origin.encode()
 
     def where(self, shard: int, row: int) -> tuple[str, str]:
         """The row, and the way out."""
@@ -393,6 +401,10 @@ class HubImages(EncodedImages):
     def open_image(self, index: int) -> BinaryIO:
         """The bytes of the row."""
         return self._reader.row(int(self._numbers[index]))
+
+    def content(self, index: int) -> bytes:
+        """What stands for the whole data set."""
+        return self._reader.content(0, int(self._numbers[index]))
 
     def where(self, index: int) -> tuple[str, str]:
         """The row, and the way out."""

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hvq.data.sources import Batch, BatchSource, Indices, SequentialReader, sequential_reader
+from hvq.data.workers import outlive_signals
 from hvq.errors import ConfigurationError, DataError, HVQError
 from hvq.randomness import permutation
 
@@ -184,8 +185,10 @@ def ordered_batches(
     processes: int = 1,
     epoch: int | None = None,
     workers: int = 0,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[BatchType]:
-    """A whole source once, in order, in chunks of a fixed size, which processes take in turn.
+    """A whole source once, or a stretch of it, in order, in chunks of a fixed size, which processes take in turn.
 
     Args:
         source: images or codes.
@@ -194,15 +197,18 @@ def ordered_batches(
         processes: number of processes.
         epoch: the pass whose crops and augmentation are wanted; `None` for none.
         workers: processes that prepare chunks ahead; 0 prepares them when they are wanted.
+        start: the first sample of the stretch.
+        stop: the sample behind its last one; `None` for the end of the source.
 
     >>> from hvq.data import TensorImages
     >>> images = TensorImages(torch.zeros(7, 1, 4, 4, dtype=torch.uint8))
     >>> [batch.indices.tolist() for batch in ordered_batches(images, chunk_size=3)]
     [[0, 1, 2], [3, 4, 5], [6]]
     """
+    end = len(source) if stop is None else stop
     chunks = (
-        np.arange(start, min(start + chunk_size, len(source)), dtype=np.int64)
-        for start in range(rank * chunk_size, len(source), processes * chunk_size)
+        np.arange(first, min(first + chunk_size, end), dtype=np.int64)
+        for first in range(start + rank * chunk_size, end, processes * chunk_size)
     )
     keys = (
         [SampleKeys(indices, None if epoch is None else np.full(len(indices), epoch, np.int64))] for indices in chunks
@@ -259,6 +265,7 @@ def _work(requests: Dataset[Any], keys: Iterable[Any], workers: int) -> Iterator
         sampler=keys,
         num_workers=workers,
         collate_fn=_unchanged,
+        worker_init_fn=outlive_signals,
         # One of its own: the loader would draw from the global generator, and results would depend on `workers`.
         generator=torch.Generator(),
     )

@@ -82,6 +82,10 @@ class ShardTable:
             for name in index.skipped
         )
 
+    def size(self, shard: int, row: int) -> bytes:
+        """The size of an image, in bytes, as text."""
+        return str(self.indices[shard].sizes[row]).encode()
+
     def where(self, shard: int, row: int) -> tuple[str, str]:
         """Where a row lies, and the way out."""
         names = self.indices[shard].names
@@ -113,6 +117,10 @@ class ShardImages(EncodedImages):
             read_range(self._table.shards[shard], found.stamp.tolist(), int(found.offsets[row]), int(found.sizes[row]))
         )
 
+    def content(self, index: int) -> bytes:
+        """The size of the image, in bytes."""
+        return self._table.size(int(self._table.shard[index]), int(self._table.row[index]))
+
     def where(self, index: int) -> tuple[str, str]:
         """Name and shard."""
         return self._table.where(int(self._table.shard[index]), int(self._table.row[index]))
@@ -123,6 +131,10 @@ class TarReader:
     """Shards from end to end (a `ShardReader`)."""
 
     table: ShardTable
+
+    def content(self, shard: int, row: int) -> bytes:
+        """The size of the image, in bytes."""
+        return self.table.size(shard, row)
 
     def where(self, shard: int, row: int) -> tuple[str, str]:
         """Name and shard of a row, and the way out."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -150,6 +152,31 @@ class ImageSource(ABC):
         drawn = [uniform(self.seed, epochs, indices, purpose) for purpose in ("crop down", "crop right")]
         return np.stack(drawn, axis=1)
 
+    def settings(self) -> dict[str, Any]:
+        """What the pixels of an image depend on besides the image, as plain values."""
+        return {
+            "kind": type(self).__name__,
+            "size": list(self.size),
+            "channels": self.channels,
+            "seed": self.seed,
+            "augmentation": vars(self.augmentation),
+        }
+
+    def content(self, index: int) -> bytes:
+        """What tells a changed image `index` from what it was, at little cost; nothing by default."""
+        return b""
+
+    def fingerprint(self) -> str:
+        """A hash that two sources share where they give the same images in the same order: settings, names, classes.
+
+        It reads no pixels of images on disk: the files of a folder are told by their names and sizes.
+        """
+        digest = hashlib.sha256(json.dumps([self.settings(), self.classes], sort_keys=True).encode())
+        for index in range(len(self)):
+            digest.update(f"{index} {self.label(index)} {self.name(index)} ".encode(errors="surrogateescape"))
+            digest.update(self.content(index))
+        return digest.hexdigest()
+
     def image(self, index: int, epoch: int | None = None) -> Tensor:
         """One image, uint8 `[C, H, W]`: as in `epoch`, or without augmentation and always the same (`None`)."""
         return self.fetch(np.array([index]), None if epoch is None else np.array([epoch])).images[0]
@@ -236,6 +263,10 @@ class TensorImages(ImageSource):
     def label(self, index: int) -> int:
         """Index of the class of image `index`; -1 where it is unknown."""
         return -1 if self._labels is None else int(self._labels[index])
+
+    def content(self, index: int) -> bytes:
+        """The pixels."""
+        return self._images[index].numpy().tobytes()
 
     def name(self, index: int) -> str:
         """The name given for image `index`, or the index itself."""

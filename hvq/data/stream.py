@@ -122,6 +122,10 @@ class ShardReader(Protocol):
         """
         ...
 
+    def content(self, shard: int, row: int) -> bytes:
+        """What tells a changed row from what it was, at little cost."""
+        ...
+
     def where(self, shard: int, row: int) -> tuple[str, str]:
         """Where a row lies, and the way out where it cannot be decoded."""
         ...
@@ -147,6 +151,10 @@ class ShardRows:
     def locate(self, indices: Indices) -> tuple[Indices, Indices]:
         """Shard and row of samples `indices [n]`."""
         return np.searchsorted(self._ends, indices, side="right"), self.rows[indices]
+
+    def one(self, index: int) -> tuple[int, int]:
+        """Shard and row of one sample."""
+        return int(np.searchsorted(self._ends, index, side="right")), int(self.rows[index])
 
     @cached_property
     def _ends(self) -> Indices:
@@ -213,10 +221,13 @@ class StreamedImages(EncodedImages):
         """The encoded image."""
         return io.BytesIO(self.sequential_reader().take(index))
 
+    def content(self, index: int) -> bytes:
+        """What tells a changed image from what it was, as the shards have it."""
+        return self.shards.content(*self.place.one(index))
+
     def where(self, index: int) -> tuple[str, str]:
         """Shard and name."""
-        shards, rows = self.place.locate(np.array([index]))
-        return self.shards.where(int(shards[0]), int(rows[0]))
+        return self.shards.where(*self.place.one(index))
 
 
 class StreamReader:
@@ -271,8 +282,7 @@ class StreamReader:
         return data
 
     def _read_up_to(self, index: int) -> None:
-        shards, rows = self._images.place.locate(np.array([index]))
-        shard, row = int(shards[0]), int(rows[0])
+        shard, row = self._images.place.one(index)
         unread = self._unread[shard]
         opened = self._opened(shard, row, min(unread))
         while index not in self._held:

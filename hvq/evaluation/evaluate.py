@@ -119,8 +119,10 @@ def measure_reconstruction(
         images = bytes_to_unit(batch.images.to(device))
         restored = encode_and_restore(hierarchy, batch.images, config.chunk_size)
         metrics.update(images, restored["images"])
+        # Padding is left out, as it is where codebooks learn.
+        codes = hierarchy.autoencoder.without_padding({name: restored[f"codes.{name}"] for name in names}, source.size)
         for name in names:
-            usage[name].update(restored[f"codes.{name}"])
+            usage[name].update(codes[name])
             squared = (restored[f"absent.{name}"] - images).double().square().sum()
             absent[name] += torch.stack([squared, squared.new_tensor(images.numel())])
     levels: Numbers = {}
@@ -278,5 +280,6 @@ def _gathered(source: ImageSource, config: RunConfig, hierarchy: Hierarchy, redu
 def _training_codes(run: RunFolder) -> dict[str, Tensor]:
     """Codes of the same training images that `gather_images` gives, in every augmented epoch."""
     folder = CodeFolder(run.codes, "train")
-    rows, images = np.arange(len(folder)), spread_rows(folder.num_images, MOST_REAL_IMAGES)
-    return folder.fetch(rows[np.isin(rows % folder.num_images, images)]).codes
+    images = spread_rows(folder.num_images, MOST_REAL_IMAGES)
+    epochs = np.arange(folder.description.augmented_epochs)
+    return folder.fetch((epochs[:, None] * folder.num_images + images).flatten()).codes

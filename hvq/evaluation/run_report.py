@@ -55,7 +55,7 @@ def run_pictures(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, source
     """The pictures that a run's files allow: reconstructions, code usage, samples, curves."""
     names = hierarchy.autoencoder.level_names
     pictures: dict[str, Picture] = {"reconstructions": _reconstructions(hierarchy, source, config.chunk_size)}
-    if run.codes.exists():
+    if (run.codes / "validation").exists():
         codes = CodeFolder(run.codes, "validation")
         pictures["usage"] = usage_histogram({name: codes.counts(name) for name in names}, names)
     if (run.samples / TENSORS).exists():

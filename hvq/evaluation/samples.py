@@ -209,6 +209,12 @@ def _begun(
     )
 
 
+def levels_left(run: RunFolder) -> Path | None:
+    """Where a call that was ended left the levels that it had finished; None where it had finished none."""
+    folder = run.checkpoint(STAGE)
+    return folder if (folder / TENSORS).exists() else None
+
+
 def is_left(path: Path, run: RunFolder) -> bool:
     """Whether a path is where a call that was ended left its finished levels."""
     folder = run.checkpoint(STAGE).resolve()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -10,18 +11,20 @@ from torch import Tensor
 
 from hvq.autoencoders import Autoencoder, AutoencoderLoss, build_autoencoder, check_autoencoder, initialize_codebooks
 from hvq.autoencoders.initialization import needs_codebooks
-from hvq.chunks import map_chunks
 from hvq.config import RunConfig
-from hvq.data import Batch, ImageSource, Sources, TrainingStream, build_sources, ordered_batches
-from hvq.data.pixels import bytes_to_model, model_to_unit
+from hvq.data import Batch, ImageSource, Sources, TrainingStream, build_sources
+from hvq.data.pixels import bytes_to_model
 from hvq.distributed import Reduction
+from hvq.errors import ConfigurationError
 from hvq.randomness import uniform
 from hvq.storage import RunFolder, load_autoencoder, save_autoencoder
 from hvq.storage.models import AutoencoderDescription
+from hvq.training.beginning import Beginning
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.code_window import CodeWindow
+from hvq.training.image_looks import ImageLooks
 from hvq.training.log import TrainingLog
-from hvq.training.loop import train
+from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, Optimization
 from hvq.training.processes import describe, make_accelerator
 from hvq.training.seeds import seeded
@@ -29,8 +32,6 @@ from hvq.training.seeds import seeded
 STAGE = "autoencoder"
 # What a resumed run must share with the one that was stopped.
 _SETTINGS = ("seed", "mixed_precision", "data", "autoencoder", "autoencoder_training")
-# Held-out images looked at while training; the whole split is evaluated at the end.
-_HELD_OUT_IMAGES = 1_024
 
 
 def fit_autoencoder(
@@ -40,6 +41,8 @@ def fit_autoencoder(
     accelerator: Accelerator | None = None,
     sources: Sources | None = None,
     resume: bool = False,
+    resume_at: int | None = None,
+    init_from: Path | None = None,
 ) -> Autoencoder:
     """Train the autoencoder of a run, and leave it in the run folder.
 
@@ -48,7 +51,9 @@ def fit_autoencoder(
         run: where everything lies.
         accelerator: of the processes; made from the configuration by default.
         sources: the images; those of `config.data` by default.
-        resume: go on from the training checkpoint, if there is one; a run that is done is left as it is.
+        resume: go on from the newest training checkpoint, if there is one; a run that is done is left as it is.
+        resume_at: go on from the training checkpoint of this step.
+        init_from: folder of other weights to begin from, unless training is resumed (`begin_from`).
 
     Returns:
         The trained model, in evaluation mode, on the accelerator's device.
@@ -57,34 +62,42 @@ def fit_autoencoder(
     training = config.autoencoder_training
     check_autoencoder(config.autoencoder)
     sources = sources or build_sources(config.data, config.seed)
-    model, optimization = _prepare(config, accelerator)
-    checkpoint = TrainingCheckpoint(run.checkpoint(STAGE), optimization, config.parts(*_SETTINGS))
-    if resume and not checkpoint.load_if_present() and run.autoencoder.exists():
+    beginning = Beginning(resume, resume_at, init_from)
+    model = _build(config)
+    begun = beginning.fill(model, run.checkpoint(STAGE), run.autoencoder.relative_to(run.path))
+    model.freeze(training.frozen_levels)
+    optimization = Optimization(model, training, accelerator, seed=config.seed, quantizers=model.quantizers)
+    window, health = CodeWindow(), Health()
+    checkpoint = TrainingCheckpoint(
+        run.checkpoint(STAGE),
+        optimization,
+        config.parts(*_SETTINGS),
+        kept={"window": window, "health": health},
+        last=training.keep_checkpoints,
+    )
+    resumed = beginning.restore(checkpoint)
+    if resume and not resumed and run.autoencoder.exists():
         return _already_trained(run, accelerator)
-    start = optimization.step_number
-    stream = _stream(config, sources.train, optimization.reduction, start)
+    _require_codebooks(model, training.frozen_levels)
+    stream = _stream(config, sources.train, optimization.reduction, optimization.step_number)
     if accelerator.is_main_process:
         # Not before: what is refused above leaves the configuration of an earlier run as it was.
         run.save_config(config)
     log = TrainingLog(
-        stage=STAGE, file=run.metrics_lines, accelerator=accelerator, steps=training.steps, start_step=start
+        stage=STAGE,
+        file=run.metrics_lines,
+        accelerator=accelerator,
+        steps=training.steps,
+        start_step=optimization.step_number,
     )
     log.say(f"training the autoencoder on {len(sources.train)} images: {describe(accelerator)}")
+    log.say(begun, checkpoint.begin(resumed=resumed))
     if needs_codebooks(model):
         images = (bytes_to_model(batch.images.to(accelerator.device)) for step in stream for batch in step)
         initialize_codebooks(model, images, optimization.reduction, batches_per_step=training.micro_batches)
-    window = CodeWindow()
-    train(
-        optimization,
-        stream,
-        _losses(config, optimization, window),
-        log=log,
-        checkpoint=checkpoint,
-        window=lambda: window.numbers(optimization.reduction),
-        look=lambda: {
-            "held_out_mse": held_out_error(model, sources.validation, config.chunk_size, optimization.reduction)
-        },
-    )
+    watch = ImageLooks(model, sources.validation, config.chunk_size, optimization.reduction, window)
+    losses = _losses(config, optimization, window)
+    train(optimization, stream, losses, log=log, checkpoint=checkpoint, watch=watch, health=health)
     optimization.average.keep()
     if accelerator.is_main_process:
         description = AutoencoderDescription(
@@ -101,15 +114,19 @@ def _already_trained(run: RunFolder, accelerator: Accelerator) -> Autoencoder:
     return load_autoencoder(run.autoencoder)[0].to(accelerator.device)
 
 
-def _prepare(config: RunConfig, accelerator: Accelerator) -> tuple[Autoencoder, Optimization]:
+def _build(config: RunConfig) -> Autoencoder:
     with seeded(config.seed, STAGE):
         model = build_autoencoder(config.autoencoder)
     # Channels last is the layout in which convolutions are fastest, on CPUs and GPUs alike.
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimization = Optimization(
-        model, config.autoencoder_training, accelerator, seed=config.seed, quantizers=model.quantizers
-    )
-    return model, optimization
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _require_codebooks(model: Autoencoder, frozen_levels: Collection[str]) -> None:
+    if fresh := [name for name in frozen_levels if not model.quantizers[name].initialized]:
+        raise ConfigurationError(
+            f"frozen_levels names {', '.join(fresh)}, whose weights are fresh; frozen levels take trained weights of "
+            "the same shape: name their folder with --init-from"
+        )
 
 
 def _losses(config: RunConfig, optimization: Optimization, window: CodeWindow) -> Callable[[Batch], Losses]:
@@ -142,28 +159,6 @@ def kept_levels(config: RunConfig, batch: Batch) -> Tensor | None:
     dropped = uniform(config.seed, "level dropout", epochs, indices) < config.autoencoder.level_dropout
     fewer = 1 + (uniform(config.seed, "levels kept", epochs, indices) * (number - 1)).astype("int64")
     return torch.where(torch.from_numpy(dropped), torch.from_numpy(fewer), number)
-
-
-@torch.no_grad()
-def held_out_error(model: Autoencoder, source: ImageSource, chunk_size: int, reduction: Reduction) -> float:
-    """Mean squared error on [0, 1] over the first held-out images, the same for any number of processes."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    total = torch.zeros(2, dtype=torch.float64)
-    for batch in ordered_batches(source, chunk_size=chunk_size, rank=reduction.rank, processes=reduction.size):
-        if int(batch.indices[0]) >= _HELD_OUT_IMAGES:
-            break
-        images = bytes_to_model(batch.images.to(device))
-        parts = map_chunks(
-            lambda part: {"images": model(part["images"]).reconstruction}, {"images": images}, chunk_size
-        )
-        restored = torch.cat([part["images"] for part in parts])
-        squared = (model_to_unit(restored) - model_to_unit(images)).double().square().sum()
-        total += torch.stack([squared.cpu(), torch.tensor(float(images.numel()), dtype=torch.float64)])
-    model.train(was_training)
-    squared_sum, count = reduction.sum(total.to(device)).tolist()
-    return squared_sum / max(1.0, count)
 
 
 def _stream(config: RunConfig, source: ImageSource, reduction: Reduction, start: int) -> TrainingStream[Batch]:

@@ -32,3 +32,14 @@ class CodeWindow:
             numbers[f"usage.{name}"] = usage(counts)
         self._counts.clear()
         return numbers
+
+    def kept_tensors(self, reduction: Reduction) -> dict[str, Tensor]:
+        """Counts so far, over all processes."""
+        totals, _ = reduction.sum_packed(list(self._counts.values()), [])
+        return dict(zip(self._counts, totals, strict=True))
+
+    def take_back(self, tensors: dict[str, Tensor], reduction: Reduction) -> None:
+        """Go on counting; one process holds what all have counted."""
+        self._counts = {
+            name: counts if reduction.rank == 0 else counts.new_zeros(counts.shape) for name, counts in tensors.items()
+        }

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
 
 from hvq.autoencoders import Autoencoder
 from hvq.chunks import map_chunks
 from hvq.config import RunConfig
 from hvq.data import (
     Batch,
+    CodeExtraction,
     CodesDescription,
-    CodeShardWriter,
     ImageSource,
     Sources,
     build_sources,
-    clear_codes,
     ordered_batches,
-    write_index,
 )
+from hvq.data.code_files import Counts, empty_counts
 from hvq.data.pixels import bytes_to_model
-from hvq.distributed import current_reduction
+from hvq.distributed import Reduction, current_reduction
 from hvq.storage import RunFolder, encoder_hash, load_autoencoder, require_channels
 from hvq.training.log import progress_bar
 from hvq.training.processes import make_accelerator
@@ -29,39 +34,65 @@ SPLITS = ("train", "validation")
 
 
 def extract_codes(
-    config: RunConfig, run: RunFolder, *, accelerator: Accelerator | None = None, sources: Sources | None = None
+    config: RunConfig,
+    run: RunFolder,
+    *,
+    accelerator: Accelerator | None = None,
+    sources: Sources | None = None,
+    resume: bool = False,
 ) -> None:
     """Encode both splits with the autoencoder of a run, and leave the codes in the run folder.
+
+    Codes that are there stay until those of both splits are whole. Which images a file holds, and the codes of each,
+    depend neither on the number of processes nor on interruptions.
 
     Args:
         config: of the whole run; `extraction.augmented_epochs` says how often training images are encoded.
         run: where everything lies.
         accelerator: of the processes; made from the configuration by default.
         sources: the images; those of `config.data` by default.
+        resume: keep the files of codes that are whole, and of this autoencoder, these images and these settings; they
+            may be of an interrupted call with another number of processes. Codes that are whole are left as they are.
 
     Raises:
         CheckpointError: where the autoencoder is missing or damaged.
         DataError: where the images are smaller than its coarsest stride, or have other channels.
+        HVQError: where the disk is full, or nothing may be written there.
     """
     accelerator = accelerator or make_accelerator(config, run)
     model, about = load_autoencoder(run.autoencoder)
     model.to(accelerator.device)
     sources = sources or build_sources(config.data, config.seed)
     require_channels(about.autoencoder.channels, sources.train.channels)
-    for split, source in zip(SPLITS, (sources.train, sources.validation), strict=True):
-        epochs = config.extraction.augmented_epochs if split == "train" else 1
-        description = _describe(model, source, epochs)
-        if accelerator.is_main_process:
-            clear_codes(run.codes, split)
-        accelerator.wait_for_everyone()
-        _write_split(config, run, split, source, model, description, accelerator)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_index(run.codes, split, description)
-        accelerator.wait_for_everyone()
+    reduction = current_reduction()
+    splits = [
+        _Split(
+            config=config,
+            model=model,
+            source=source,
+            extraction=CodeExtraction(run.codes, name, _describe(config, model, source, epochs, reduction)),
+            accelerator=accelerator,
+            reduction=reduction,
+        )
+        for name, source, epochs in (
+            (SPLITS[0], sources.train, config.extraction.augmented_epochs),
+            (SPLITS[1], sources.validation, 1),
+        )
+    ]
+    for split in splits:
+        split.begin(resume)
+    counts = [split.write() for split in splits]
+    # Not before both are whole: train and validation belong together.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        for split, their_counts in zip(splits, counts, strict=True):
+            split.extraction.finish(their_counts)
+    accelerator.wait_for_everyone()
 
 
-def _describe(model: Autoencoder, source: ImageSource, epochs: int) -> CodesDescription:
+def _describe(
+    config: RunConfig, model: Autoencoder, source: ImageSource, epochs: int, reduction: Reduction
+) -> CodesDescription:
     height, width = source.size
     return CodesDescription(
         level_names=model.level_names,
@@ -74,50 +105,90 @@ def _describe(model: Autoencoder, source: ImageSource, epochs: int) -> CodesDesc
         grids={name: (grid[0], grid[1]) for name, grid in model.grids((height, width)).items()},
         image_size=source.size,
         encoder_hash=encoder_hash(model),
+        data_hash=_data_hash(source, config.chunk_size, reduction, next(model.parameters()).device),
         classes=source.classes,
         num_images=len(source),
         augmented_epochs=epochs,
-    )
-
-
-def _write_split(
-    config: RunConfig,
-    run: RunFolder,
-    split: str,
-    source: ImageSource,
-    model: Autoencoder,
-    description: CodesDescription,
-    accelerator: Accelerator,
-) -> None:
-    reduction = current_reduction()
-    writer = CodeShardWriter(
-        run.codes,
-        split,
-        description,
-        rank=reduction.rank,
         images_per_shard=config.extraction.images_per_shard,
     )
-    bar = progress_bar(description.num_rows, f"codes of {split}", "image", accelerator)
-    for epoch in range(description.augmented_epochs):
-        batches = ordered_batches(
-            source,
-            chunk_size=config.chunk_size,
-            rank=reduction.rank,
-            processes=reduction.size,
-            # The first pass is over the images as they are.
-            epoch=epoch or None,
-            workers=config.data.workers,
-        )
-        for batch in batches:
-            codes = encode_batch(model, batch, config.chunk_size)
-            writer.add(codes, labels=batch.labels, indices=batch.indices, augmented_epoch=epoch)
-            bar.update(min(len(batch) * reduction.size, description.num_rows - int(bar.n)))
-    writer.close()
-    bar.close()
+
+
+def _data_hash(source: ImageSource, chunk_size: int, reduction: Reduction, device: torch.device) -> str:
+    """Stands for the images and how they are encoded; the first process, which alone looks at all, tells the others."""
+    found = source.fingerprint() if reduction.rank == 0 else ""
+    digest = hashlib.sha256(f"{found} {chunk_size}".encode()).digest()
+    return bytes(reduction.first(torch.tensor(list(digest), device=device)).tolist()).hex()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """One split, its codes in the making, and what a process encodes them with."""
+
+    config: RunConfig
+    model: Autoencoder
+    source: ImageSource
+    extraction: CodeExtraction
+    accelerator: Accelerator
+    reduction: Reduction
+
+    def begin(self, resume: bool) -> None:
+        """The first process makes ready, and tells the others where files go."""
+        if self.reduction.rank == 0:
+            self.extraction.begin(resume=resume)
+        decided = torch.tensor([int(self.extraction.in_place)], device=self.accelerator.device)
+        self.extraction.in_place = bool(self.reduction.first(decided))
+
+    def write(self) -> Counts:
+        """Write the files that are missing, each by one process; how often each code occurs in all files."""
+        description = self.extraction.description
+        counts = empty_counts(description)
+        missing = self._missing(counts)
+        name, kept = self.extraction.target.name, description.num_shards - len(missing)
+        if kept:
+            self.accelerator.print(f"codes of {name}: {kept} of {description.num_shards} files are there already")
+        rows = sum(len(description.rows(shard)) for shard in missing)
+        with progress_bar(rows, f"codes of {name}", "image", self.accelerator) as bar:
+            for shard in missing[self.reduction.rank :: self.reduction.size]:
+                _add(counts, self._write_shard(shard, bar))
+        return {level: self.reduction.sum(count.to(self.accelerator.device)).cpu() for level, count in counts.items()}
+
+    def _missing(self, counts: Counts) -> list[int]:
+        """The files that are to be written; the codes of the others are counted. Processes share the reading."""
+        missing = torch.zeros(self.extraction.description.num_shards, dtype=torch.int64)
+        for shard in range(len(missing))[self.reduction.rank :: self.reduction.size]:
+            kept = self.extraction.kept(shard)
+            if kept is None:
+                missing[shard] = 1
+            else:
+                _add(counts, kept)
+        return self.reduction.sum(missing.to(self.accelerator.device)).nonzero().flatten().tolist()
+
+    def _write_shard(self, shard: int, bar: tqdm[Any]) -> Counts:
+        writer = self.extraction.writer(shard)
+        for epoch, start, stop in self.extraction.description.passes(shard):
+            batches = ordered_batches(
+                self.source,
+                chunk_size=self.config.chunk_size,
+                # The first pass is over the images as they are.
+                epoch=epoch or None,
+                workers=self.config.data.workers,
+                start=start,
+                stop=stop,
+            )
+            for batch in batches:
+                codes = encode_batch(self.model, batch, self.config.chunk_size)
+                writer.add(codes, labels=batch.labels, indices=batch.indices)
+                bar.update(min(len(batch) * self.reduction.size, int(bar.total or 0) - int(bar.n)))
+        return writer.close()
+
+
+def _add(counts: Counts, more: Counts) -> None:
+    for level, count in more.items():
+        counts[level] += count
 
 
 @torch.no_grad()
-def encode_batch(model: Autoencoder, batch: Batch, chunk_size: int) -> dict[str, torch.Tensor]:
+def encode_batch(model: Autoencoder, batch: Batch, chunk_size: int) -> dict[str, Tensor]:
     """Codes of a batch on the CPU, by level name, from a forward of exactly `chunk_size` images."""
     images = bytes_to_model(batch.images.to(next(model.parameters()).device))
     (codes,) = map_chunks(lambda part: model.encode(part["images"]), {"images": images}, chunk_size)

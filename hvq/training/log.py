@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from hvq.files import read_json_lines, write_file
+from hvq.files import flush, read_json_lines, write_file, writing
 
 
 class TrainingLog:
@@ -61,15 +61,21 @@ class TrainingLog:
         elapsed = time.perf_counter() - self._started
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         row = {"stage": self.stage, "step": step, "time": round(elapsed, 3), **finite}
-        with self.file.open("a", encoding="utf-8") as lines:
+        with writing(self.file), self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         tqdm.write(f"{self.stage} {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
         self.accelerator.log({f"{self.stage}/{name}": value for name, value in numbers.items()}, step=step)
 
-    def say(self, text: str) -> None:
-        """A sentence for the person who watches."""
-        if self._is_main:
-            tqdm.write(text)
+    def flush(self) -> None:
+        """Have the lines so far on disk, as a checkpoint is about to be that goes on from them."""
+        if self._is_main and self.file.exists():
+            flush(self.file)
+
+    def say(self, *texts: str | None) -> None:
+        """Sentences for the person who watches; None is nothing to say."""
+        for text in texts:
+            if self._is_main and text is not None:
+                tqdm.write(text)
 
     def close(self) -> None:
         """End the progress bar."""

@@ -1,26 +1,45 @@
-"""The loop of every stage: step, log, look at held-out data, checkpoint."""
+"""The loop of every stage: step, log, look at held-out data, checkpoint; and how it ends before its time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
+from hvq.distributed import Reduction
+from hvq.errors import TrainingStopped
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.log import TrainingLog
-from hvq.training.optimization import Losses, Optimization, StepReport
+from hvq.training.optimization import Losses, NotFiniteError, Optimization, StepReport
+from hvq.training.signals import StopSignals
 
 BatchType = TypeVar("BatchType")
 Numbers = dict[str, float]
 
 
-def _nothing(_: StepReport) -> None:
-    pass
+class Watch(Protocol):
+    """What a stage measures as its training goes."""
 
+    score: str
+    """Which of the numbers of a look says how good it was; the lower the better."""
 
-def _never() -> bool:
-    return False
+    def observe(self, report: StepReport) -> None:
+        """Given the report of every step."""
+        ...
+
+    def window(self) -> Numbers:
+        """Numbers over the steps since it was last called; called with each line of the log."""
+        ...
+
+    def look(self) -> Numbers:
+        """Numbers of held-out data; called while the model has its averaged weights."""
+        ...
+
+    def stops(self) -> bool:
+        """Whether training is to end early; asked before every step, the same answer on all processes."""
+        ...
 
 
 def train(
@@ -30,10 +49,8 @@ def train(
     *,
     log: TrainingLog,
     checkpoint: TrainingCheckpoint,
-    window: Callable[[], Numbers],
-    look: Callable[[], Numbers],
-    observe: Callable[[StepReport], None] = _nothing,
-    stop: Callable[[], bool] = _never,
+    watch: Watch,
+    health: Health,
 ) -> None:
     """Train from the optimization's step on to the last, or until it is told to stop.
 
@@ -42,34 +59,79 @@ def train(
         stream: the micro-batches of each step that is left.
         losses: the total and its terms for one micro-batch.
         log: of the stage.
-        checkpoint: written every `checkpoint_every` steps.
-        window: further numbers over the steps since it was last called; called with each line of the log.
-        look: numbers of held-out data, called every `evaluate_every` steps while the model has its averaged weights.
-        observe: given the report of every step.
-        stop: asked before every step; the answer is the same on all processes.
+        checkpoint: written every `checkpoint_every` steps, and after the best look so far.
+        watch: what is measured meanwhile.
+        health: counts revived codes and skipped steps between lines of the log.
+
+    Raises:
+        TrainingStopped: where a process was asked to, by SIGTERM or SIGINT, after a checkpoint.
+        HVQError: where the gradient was not finite too many times in a row, with the last checkpoint.
+        StorageError: where a checkpoint cannot be written.
     """
     config = optimization.config
-    health = Health()
     optimization.model.train()
     log.start_clock()
-    for step, micro_batches in zip(range(optimization.step_number + 1, config.steps + 1), stream, strict=False):
-        if stop():
-            break
-        report = optimization.step(micro_batches, losses)
-        health.add(report)
-        observe(report)
-        log.advance()
-        is_last = step == config.steps
-        if step % config.log_every == 0 or is_last:
-            rate = log.samples_per_second(config.batch_size)
-            numbers = {**report.terms, **window(), **health.numbers(), "gradient_norm": report.gradient_norm}
-            log.write(step, {**numbers, "images_per_second": rate})
-        if step % config.evaluate_every == 0 or is_last:
-            with optimization.average.applied():
-                log.write(step, look())
-        if step % config.checkpoint_every == 0 and not is_last:
-            checkpoint.save()
-    log.close()
+    try:
+        with StopSignals() as signals, checkpoint:
+            for step, micro_batches in zip(range(optimization.step_number + 1, config.steps + 1), stream, strict=False):
+                if watch.stops():
+                    break
+                optimization.stop_requested = signals.received is not None
+                report = _step(optimization, micro_batches, losses, checkpoint)
+                health.add(report)
+                watch.observe(report)
+                log.advance()
+                is_best = _report(step, report, optimization, log, watch, health, checkpoint)
+                stop = report.stop_requested and step < config.steps
+                if step < config.steps and (step % config.checkpoint_every == 0 or is_best or stop):
+                    log.flush()
+                    checkpoint.save()
+                checkpoint.check()
+                if stop:
+                    raise _stopped(step, signals, log)
+    finally:
+        log.close()
+
+
+def _step(
+    optimization: Optimization,
+    micro_batches: Sequence[BatchType],
+    losses: Callable[[BatchType], Losses],
+    checkpoint: TrainingCheckpoint,
+) -> StepReport:
+    try:
+        return optimization.step(micro_batches, losses)
+    except NotFiniteError as error:
+        checkpoint.wait()
+        raise NotFiniteError(f"{error}. {checkpoint.last_good()}") from None
+
+
+def _report(
+    step: int,
+    report: StepReport,
+    optimization: Optimization,
+    log: TrainingLog,
+    watch: Watch,
+    health: Health,
+    checkpoint: TrainingCheckpoint,
+) -> bool:
+    """Write what is due after a step; returns whether a look was the best so far."""
+    config, is_last = optimization.config, step == optimization.config.steps
+    if step % config.log_every == 0 or is_last:
+        rate = log.samples_per_second(config.batch_size)
+        numbers = {**report.terms, **watch.window(), **health.numbers(), "gradient_norm": report.gradient_norm}
+        log.write(step, {**numbers, "images_per_second": rate})
+    if step % config.evaluate_every and not is_last:
+        return False
+    with optimization.average.applied():
+        numbers = watch.look()
+    log.write(step, numbers)
+    return checkpoint.offer(numbers[watch.score])
+
+
+def _stopped(step: int, signals: StopSignals, log: TrainingLog) -> TrainingStopped:
+    message = f"stopped by {signals.name} after step {step} of {log.stage}, with a checkpoint; go on with --resume"
+    return TrainingStopped(message, signals.number)
 
 
 class Health:
@@ -92,3 +154,15 @@ class Health:
             numbers["skipped_steps"] = float(self._skipped)
         self._revived, self._skipped = {}, 0
         return numbers
+
+    def kept_tensors(self, reduction: Reduction) -> dict[str, Tensor]:
+        """Counts so far, which are the same on all processes."""
+        revived = {f"revived/{name}": number for name, number in self._revived.items()}
+        return {**revived, "skipped": torch.tensor(self._skipped)}
+
+    def take_back(self, tensors: dict[str, Tensor], reduction: Reduction) -> None:
+        """Go on counting."""
+        self._skipped = int(tensors["skipped"])
+        self._revived = {
+            key.removeprefix("revived/"): number for key, number in tensors.items() if key.startswith("revived/")
+        }

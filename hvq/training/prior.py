@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -17,14 +18,16 @@ from hvq.priors import Prior, build_prior
 from hvq.priors.likelihood import hidden_labels, prior_inputs
 from hvq.storage import RunFolder, encoder_hash, load_autoencoder, load_prior, save_prior
 from hvq.storage.models import PriorDescription
+from hvq.training.beginning import Beginning
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.held_out import HeldOutRecord
 from hvq.training.log import TrainingLog
 from hvq.training.looks import CodeLooks
-from hvq.training.loop import train
+from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, Optimization
 from hvq.training.processes import describe, make_accelerator
 from hvq.training.seeds import seeded
+from hvq.training.sharding import gather
 
 # Below this many nats a level's codes are all but constant: its codebook has collapsed.
 _LEAST_ENTROPY = 0.01
@@ -37,6 +40,8 @@ def fit_prior(
     *,
     accelerator: Accelerator | None = None,
     resume: bool = False,
+    resume_at: int | None = None,
+    init_from: Path | None = None,
 ) -> Prior:
     """Train the prior of one level on the run's codes, and leave it in the run folder.
 
@@ -49,10 +54,13 @@ def fit_prior(
         run: where everything lies.
         level: name of the level.
         accelerator: of the processes; made from the configuration by default.
-        resume: go on from the training checkpoint, if there is one; a prior that is done is left as it is.
+        resume: go on from the newest training checkpoint, if there is one; a prior of these codes that is
+            done is left as it is.
+        resume_at: go on from the training checkpoint of this step.
+        init_from: folder of other weights to begin from, unless training is resumed (`begin_from`).
 
     Returns:
-        The trained prior, in evaluation mode, on the accelerator's device.
+        The trained prior, in evaluation mode, on the accelerator's device; in shards, under FSDP.
 
     Raises:
         ConfigurationError: where there is no such level.
@@ -64,38 +72,44 @@ def fit_prior(
     stage, name = config.prior(level), f"prior.{level}"
     with seeded(config.seed, name):
         prior = _build(stage, codes, level)
+    beginning = Beginning(resume, resume_at, init_from)
+    begun = beginning.fill(prior, run.checkpoint(name), run.prior(level).relative_to(run.path))
     optimization = Optimization(prior, stage.training, accelerator, seed=config.seed)
-    record = HeldOutRecord(stage.training.patience)
-    settings = _settings(config, stage, codes)
-    checkpoint = TrainingCheckpoint(run.checkpoint(name), optimization, settings, extra=record.tensors)
-    if resume and not checkpoint.load_if_present() and run.prior(level).exists():
-        accelerator.print(f"{run.prior(level)} is already trained; train without --resume to start anew")
-        return load_prior(run.prior(level))[0].to(accelerator.device)
-    start = optimization.step_number
+    record, health = HeldOutRecord(stage.training.patience), Health()
+    checkpoint = TrainingCheckpoint(
+        run.checkpoint(name),
+        optimization,
+        _settings(config, stage, codes),
+        kept={"record": record, "health": health},
+        last=stage.training.keep_checkpoints,
+    )
+    resumed = beginning.restore(checkpoint)
+    if resume and not resumed and run.prior(level).exists():
+        done, about = load_prior(run.prior(level))
+        if about.encoder_hash == codes.encoder_hash:
+            accelerator.print(f"{run.prior(level)} is already trained; train without --resume to start anew")
+            return done.to(accelerator.device)
     stream = _stream(config, stage, codes, optimization)
     if accelerator.is_main_process:
         # Later stages read it there: how codes are drawn is a part of it.
         run.save_config(config)
     log = TrainingLog(
-        stage=name, file=run.metrics_lines, accelerator=accelerator, steps=stage.training.steps, start_step=start
+        stage=name,
+        file=run.metrics_lines,
+        accelerator=accelerator,
+        steps=stage.training.steps,
+        start_step=optimization.step_number,
     )
     log.say(f"training the prior of level {level} on {len(codes)} grids of codes: {describe(accelerator)}")
+    log.say(begun, checkpoint.begin(resumed=resumed))
     looks = CodeLooks(held_out, level, config.chunk_size, optimization, record, log)
-    train(
-        optimization,
-        stream,
-        _losses(config, optimization, codes, level),
-        log=log,
-        checkpoint=checkpoint,
-        window=dict,
-        look=looks.take,
-        observe=looks.observe,
-        stop=lambda: record.stops,
-    )
+    losses = _losses(config, optimization, codes, level)
+    train(optimization, stream, losses, log=log, checkpoint=checkpoint, watch=looks, health=health)
     record.restore(prior)
     looks.summarize()
+    weights = gather(prior.state_dict(), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
-        save_prior(run.prior(level), prior, _describe(stage, codes, level, record.score))
+        save_prior(run.prior(level), weights, _describe(stage, codes, level, record.score))
         checkpoint.remove()
     accelerator.wait_for_everyone()
     return prior.eval()

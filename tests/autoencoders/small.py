@@ -15,7 +15,12 @@ from hvq.quantizers import Quantizer
 
 
 def small_config(
-    ratios: Sequence[int], *, names: Sequence[str] | None = None, level_dropout: float = 0.0, **fields: Any
+    ratios: Sequence[int],
+    *,
+    names: Sequence[str] | None = None,
+    level_dropout: float = 0.0,
+    sees: str = "context",
+    **fields: Any,
 ) -> AutoencoderConfig:
     """Levels of the given ratios, coarse to fine, that differ in width, codebook size and code dimension."""
     names = default_level_names(len(ratios)) if names is None else names
@@ -31,7 +36,7 @@ def small_config(
         }
         for i, (name, ratio) in enumerate(zip(names, ratios, strict=True))
     }
-    decoder = {"width": 6, "residual_blocks": 1, "residual_width": 3}
+    decoder = {"width": 6, "residual_blocks": 1, "residual_width": 3, "sees": sees}
     return AutoencoderConfig.model_validate(
         {"channels": 2, "levels": levels, "decoder": decoder, "level_dropout": level_dropout}
     )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hvq.autoencoders import ConvolutionalDecoder, ConvolutionalEncoder, ResidualBlock
+from hvq.autoencoders import ConvolutionalDecoder, ConvolutionalEncoder, Enlargement, ResidualBlock
 from hvq.autoencoders.convolution import convolution, stage_factors
 from hvq.errors import ConfigurationError
 
@@ -39,6 +39,7 @@ def test_encoder_and_decoder_divide_and_multiply_every_axis(ratio: int, spatial_
     features = encoder(torch.randn(1, 2, *sizes))
     assert features.shape == (1, 5, *grid)
     assert decoder(features).shape == (1, 2, *sizes)
+    assert Enlargement(channels=5, ratio=ratio, spatial_dims=spatial_dims)(features).shape == (1, 5, *sizes)
 
 
 @pytest.mark.parametrize("spatial_dims", [0, 4])
@@ -52,6 +53,18 @@ def test_halvings_are_the_papers_four_by_four_convolutions() -> None:
     strided = [layer for layer in encoder if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2)]
     assert [(layer.kernel_size, layer.out_channels) for layer in strided] == [((4, 4), 64), ((4, 4), 128)]
     assert sum(isinstance(layer, ResidualBlock) for layer in encoder) == 2
+
+
+def test_a_residual_block_leaves_its_input_alone() -> None:
+    block = ResidualBlock(channels=5, hidden_channels=3)
+    with torch.no_grad():
+        block.layers[-1].weight.normal_()
+    features = torch.randn(2, 5, 7, 11)
+    before = features.clone()
+    out = block(features)
+    assert torch.equal(features, before)
+    hidden = block.layers[1](features.clamp(min=0)).clamp(min=0)
+    assert torch.allclose(out, features + block.layers[3](hidden), atol=1e-6)
 
 
 def test_a_residual_block_starts_as_the_identity_and_can_learn() -> None:
@@ -68,6 +81,12 @@ def test_gain_is_the_variance_that_a_layer_gives_to_an_input_of_variance_one(gai
     with torch.no_grad():
         inner = layer(torch.randn(1, 67, 31, 31))[:, :, 1:-1, 1:-1]
     assert float(inner.var()) == pytest.approx(gain, rel=0.1)
+
+
+def test_vectors_keep_their_size_when_they_are_enlarged() -> None:
+    with torch.no_grad():
+        rms = Enlargement(channels=67, ratio=8)(torch.randn(1, 67, 31, 31)).square().mean().sqrt()
+    assert 0.7 < float(rms) < 1.4
 
 
 def test_signals_keep_their_size_through_a_deep_encoder() -> None:

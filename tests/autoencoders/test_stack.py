@@ -16,6 +16,7 @@ from hvq.quantizers import CodebookStep, VectorQuantizer
 from tests.autoencoders.small import codebook, pictures, small_model
 
 DEPTHS = {1: (3,), 2: (2, 4), 3: (2, 1, 3), 5: (1, 2, 1, 2, 2), 11: (1,) * 8 + (2, 1, 2)}
+either_view = pytest.mark.parametrize("sees", ["context", "vectors"])
 any_depth = pytest.mark.parametrize("ratios", DEPTHS.values(), ids=[f"{depth} levels" for depth in DEPTHS])
 
 
@@ -43,12 +44,13 @@ def test_levels_go_coarse_to_fine_each_with_its_own_ratio(ratios: tuple[int, ...
 
 
 @any_depth
+@either_view
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_decoded_codes_are_the_reconstruction_to_the_last_bit(
-    ratios: tuple[int, ...], layout: torch.memory_format, batch: int
+    ratios: tuple[int, ...], layout: torch.memory_format, batch: int, sees: str
 ) -> None:
-    model = small_model(ratios).eval().to(memory_format=layout)
+    model = small_model(ratios, sees=sees).eval().to(memory_format=layout)
     images = pictures(batch, 23, 29).to(memory_format=layout)
     result = model(images)
     codes = model.encode(images)
@@ -207,8 +209,12 @@ def test_padding_is_out_of_codes_counted_and_losses() -> None:
     assert torch.equal(alone.statistics[0].counts, result.levels["bottom"].statistics[0].counts)
     assert torch.allclose(alone.statistics[0].sums, result.levels["bottom"].statistics[0].sums, atol=1e-12)
     assert torch.allclose(alone.losses["commitment"], result.levels["bottom"].losses["commitment"], rtol=1e-12)
-    inside = result.codes["bottom"][:, :7, :9].flatten()
-    assert torch.equal(alone.codes.flatten(), inside)
+    inside = result.codes["bottom"][:, :7, :9]
+    assert torch.equal(alone.codes.flatten(), inside.flatten())
+    counted = model.without_padding(dict(reversed(result.codes.items())), (13, 17))
+    assert list(counted) == ["top", "bottom"]
+    assert torch.equal(counted["top"], result.codes["top"])
+    assert torch.equal(counted["bottom"], inside)
 
 
 def test_latents_without_padding_are_all_of_them() -> None:
@@ -220,9 +226,10 @@ def test_latents_without_padding_are_all_of_them() -> None:
 # --- absent levels ---
 
 
+@either_view
 @pytest.mark.parametrize("level_dropout", [0.0, 0.2])
-def test_absent_levels_are_replaced_by_their_vector_in_every_position(level_dropout: float) -> None:
-    model = small_model((2, 2), level_dropout=level_dropout).eval()
+def test_absent_levels_are_replaced_by_their_vector_in_every_position(level_dropout: float, sees: str) -> None:
+    model = small_model((2, 2), level_dropout=level_dropout, sees=sees).eval()
     images = pictures(1, 8, 12)
     codes = model.encode(images)
     without = model.decode(codes, absent=["bottom"])
@@ -236,9 +243,10 @@ def test_absent_levels_are_replaced_by_their_vector_in_every_position(level_drop
     assert torch.equal(model.decode(other), without)
 
 
+@either_view
 @pytest.mark.parametrize("level_dropout", [0.0, 0.2])
-def test_samples_are_decoded_from_their_kept_levels_alone(level_dropout: float) -> None:
-    model = small_model((2, 1, 2), level_dropout=level_dropout).eval()
+def test_samples_are_decoded_from_their_kept_levels_alone(level_dropout: float, sees: str) -> None:
+    model = small_model((2, 1, 2), level_dropout=level_dropout, sees=sees).eval()
     images = pictures(3, 11, 13)
     kept = model(images, torch.tensor([1, 2, 3]))
     codes = model.encode(images)
@@ -261,8 +269,9 @@ def test_what_is_absent_changes_no_codes_losses_or_statistics() -> None:
 
 @pytest.mark.parametrize("kept", [(3, 3, 3), (1, 1, 1), (2, 1, 3)])
 @pytest.mark.parametrize("learning", ["moving_average", "gradient"])
-def test_every_parameter_is_in_the_graph_whatever_is_absent(kept: tuple[int, ...], learning: str) -> None:
-    model = small_model((2, 1, 2), level_dropout=0.5, quantizer={"learning": learning})
+@either_view
+def test_every_parameter_is_in_the_graph_whatever_is_absent(kept: tuple[int, ...], learning: str, sees: str) -> None:
+    model = small_model((2, 1, 2), level_dropout=0.5, sees=sees, quantizer={"learning": learning})
     images = pictures(3, 11, 13)
     total, _ = AutoencoderLoss()(model(images, torch.tensor(kept)), images)
     total.backward()
@@ -282,6 +291,75 @@ def test_absent_vectors_learn_only_from_samples_that_lack_the_level() -> None:
     assert model.levels["top"].absent is None, "the coarsest level is never dropped"
 
 
+# --- what the image decoder sees ---
+
+
+@pytest.mark.parametrize("ratios", [(3,), (2, 3), (3, 1, 2)])
+def test_a_decoder_that_sees_vectors_is_told_those_of_all_levels_and_nothing_else(ratios: tuple[int, ...]) -> None:
+    model = small_model(ratios, sees="vectors").double().eval()
+    size = [math.prod(ratios) * n for n in (2, 3)]
+    result = model(pictures(2, *size, torch.float64))
+    assert model.enlargements is not None
+    *coarser, finest = model.level_names
+    vectors = {name: level.vectors for name, level in result.levels.items()}
+    told = torch.cat([*(model.enlargements[name](vectors[name]) for name in coarser), vectors[finest]], dim=1)
+    assert torch.allclose(model.decoder(told), result.reconstruction, rtol=0, atol=1e-12)
+
+
+def test_both_views_give_the_same_codes_from_the_same_weights() -> None:
+    context, vectors = small_model((2, 2)).eval(), small_model((2, 2), sees="vectors").eval()
+    vectors.load_state_dict(
+        {name: tensor for name, tensor in context.state_dict().items() if name.startswith("levels.")}, strict=False
+    )
+    images = pictures(2, 11, 13)
+    codes, same = context.encode(images), vectors.encode(images)
+    assert all(torch.equal(codes[name], same[name]) for name in codes)
+    assert not any(name.startswith("enlargements") for name in context.state_dict()), "saved models are as they were"
+
+
+@pytest.mark.parametrize("names", [(), ("top", "bottom"), ("bottom",)])
+def test_enlargements_of_other_levels_are_refused(names: tuple[str, ...]) -> None:
+    model = small_model((2, 2))
+    with pytest.raises(ConfigurationError, match="every level but the finest, top; received"):
+        Autoencoder(
+            levels=list(model.levels.values()),
+            decoder=model.decoder,
+            enlargements={name: nn.Identity() for name in names},
+        )
+
+
+# --- layout and compilers ---
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_features_lie_channels_last_whatever_the_images_do(layout: torch.memory_format) -> None:
+    model = small_model((2, 2))
+    seen: list[bool] = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(
+                lambda _, inputs, __: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+            )
+    images = pictures(2, 8, 12).to(memory_format=layout)
+    before = images.clone()
+    model(images)
+    assert len(seen) > 10
+    assert all(seen)
+    assert torch.equal(images, before)
+
+
+@either_view
+def test_forward_in_training_compiles_without_a_graph_break(sees: str) -> None:
+    model = small_model((2, 2), sees=sees)
+    images = pictures(2, 8, 12)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    plain, same = model(images), compiled(images)
+    assert torch.allclose(plain.reconstruction, same.reconstruction, atol=1e-6)
+    for name in model.level_names:
+        assert torch.equal(plain.codes[name], same.codes[name])
+        assert torch.equal(plain.levels[name].statistics[0].counts, same.levels[name].statistics[0].counts)
+
+
 # --- what codes hang on ---
 
 
@@ -296,8 +374,9 @@ def changes_codes(model: Autoencoder, name: str, images: Tensor) -> bool:
     return any(not torch.equal(after[level], codes) for level, codes in before.items())
 
 
-def test_encoding_tensors_are_those_that_codes_hang_on() -> None:
-    model = small_model((2, 2), level_dropout=0.5).double().eval()
+@either_view
+def test_encoding_tensors_are_those_that_codes_hang_on(sees: str) -> None:
+    model = small_model((2, 2), level_dropout=0.5, sees=sees).double().eval()
     images = pictures(2, 11, 13, torch.float64)
     for quantizer in model.quantizers.values():
         quantizer.codebooks[0].alive[::2] = False
@@ -309,7 +388,7 @@ def test_encoding_tensors_are_those_that_codes_hang_on() -> None:
         assert any(name.startswith(f"levels.{part}") for name in deciding), part
     for buffer in ("top.quantizer.head_codebooks.0.alive", "bottom.quantizer.head_codebooks.0.vectors"):
         assert f"levels.{buffer}" in deciding
-    assert not any(name.startswith("decoder") for name in hashed)
+    assert not any(name.startswith(("decoder", "enlargements")) for name in hashed)
 
 
 # --- learning ---

@@ -179,3 +179,14 @@ def test_a_damaged_picture_is_named_when_it_is_decoded(tmp_path: Path) -> None:
     source = source_of(write(tmp_path / "a.npz", arrays | {"jpeg_bytes": damaged}))
     with pytest.raises(DataError, match=r"picture 4 of .*a\.npz"):
         source.image(0)
+
+
+@pytest.mark.parametrize("form", ["pixels", "pictures"])
+def test_another_picture_gives_another_fingerprint(tmp_path: Path, form: str) -> None:
+    arrays = {"images": images()} if form == "pixels" else encoded()
+    first = source_of(write(tmp_path / "a.safetensors", arrays)).fingerprint()
+    assert source_of(write(tmp_path / "a.safetensors", arrays)).fingerprint() == first
+    name = "images" if form == "pixels" else "jpeg_bytes"
+    arrays[name] = arrays[name].copy()
+    arrays[name].reshape(-1)[-40] ^= 1
+    assert source_of(write(tmp_path / "a.safetensors", arrays)).fingerprint() != first

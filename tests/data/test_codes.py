@@ -7,67 +7,34 @@ import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hvq.data import CodeFolder, CodesDescription, CodeShardWriter, TrainingStream, clear_codes, write_index
-from hvq.data.codes import code_type
-from hvq.errors import CheckpointError, DataError, HVQError
-
-IMAGES, EPOCHS = 17, 2
-SIZES = {"top": 7, "bottom": 300}
-GRIDS = {"top": (2, 3), "bottom": (5, 7)}
-
-
-def description(**changes: Any) -> CodesDescription:
-    fields: dict[str, Any] = {
-        "level_names": ("top", "bottom"),
-        "codebook_sizes": SIZES,
-        "grids": GRIDS,
-        "image_size": (20, 28),
-        "encoder_hash": "abc",
-        "classes": ("cat", "dog"),
-        "num_images": IMAGES,
-        "augmented_epochs": EPOCHS,
-    }
-    return CodesDescription(**fields | changes)
+from hvq.data import CodeExtraction, CodeFolder, TrainingStream
+from hvq.data.code_files import shard_name
+from hvq.errors import CheckpointError, DataError
+from tests.data.small_codes import (
+    EPOCHS,
+    GRIDS,
+    IMAGES,
+    LABELS,
+    SIZES,
+    codes_of,
+    description,
+    memory,
+    write,
+    write_large,
+)
 
 
-def codes_of(rows: int = IMAGES * EPOCHS) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        level: torch.randint(0, SIZES[level], (rows, *GRIDS[level]), generator=generator) for level in ("bottom", "top")
-    }
-
-
-LABELS = torch.arange(IMAGES) % 3 - 1
-
-
-def write(folder: Path, *, processes: int = 1, chunk: int = 4, images_per_shard: int = 5, split: str = "train") -> Path:
-    clear_codes(folder, split)
-    # The last rank first: files appear in any order.
-    for rank in reversed(range(processes)):
-        writer = CodeShardWriter(folder, split, description(), rank=rank, images_per_shard=images_per_shard)
-        for epoch in range(EPOCHS):
-            for start in range(rank * chunk, IMAGES, processes * chunk):
-                indices = torch.arange(start, min(start + chunk, IMAGES))
-                rows = epoch * IMAGES + indices
-                codes = {level: values[rows] for level, values in codes_of().items()}
-                writer.add(codes, labels=LABELS[indices], indices=indices, augmented_epoch=epoch)
-        writer.close()
-    write_index(folder, split, description())
-    return folder / split
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("images_per_shard", [1, 5, 1000])
-def test_codes_come_back_in_one_order_whoever_wrote_them(tmp_path: Path, processes: int, images_per_shard: int) -> None:
-    write(tmp_path, processes=processes, images_per_shard=images_per_shard)
+def test_codes_come_back_as_they_were_written(tmp_path: Path, images_per_shard: int) -> None:
+    write(tmp_path, images_per_shard=images_per_shard)
     folder = CodeFolder(tmp_path, "train")
     rows = np.random.default_rng(0).integers(0, len(folder), 53)
     batch = folder.fetch(rows, np.full(53, 4))
@@ -90,21 +57,8 @@ def test_the_folder_says_what_it_holds(tmp_path: Path) -> None:
     assert folder.fetch(np.arange(3)).epochs.tolist() == [-1] * 3
 
 
-def test_shards_have_the_size_asked_for_and_the_smallest_type(tmp_path: Path) -> None:
-    files = sorted(write(tmp_path, images_per_shard=5).glob("*.safetensors"))
-    shards = [load_file(file) for file in files]
-    assert [len(shard["index"]) for shard in shards] == [5] * 6 + [4]
-    assert shards[0]["codes.top"].dtype == torch.uint8
-    assert shards[0]["codes.bottom"].dtype == torch.int16
-
-
-@pytest.mark.parametrize("size", [1, 256, 257, 32_768, 32_769, 65_536])
-def test_every_code_survives_its_type(size: int) -> None:
-    assert torch.tensor([size - 1]).to(code_type(size)).item() == size - 1
-
-
 def test_counts_equal_a_plain_histogram(tmp_path: Path) -> None:
-    write(tmp_path, processes=2)
+    write(tmp_path)
     folder = CodeFolder(tmp_path, "train")
     for level, values in codes_of().items():
         expected = np.bincount(values.flatten().numpy(), minlength=SIZES[level])
@@ -124,12 +78,18 @@ def test_codes_are_a_source_for_training(tmp_path: Path) -> None:
         assert all(torch.equal(a.codes["bottom"], b.codes["bottom"]) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory map")
-def test_shards_are_mapped_not_read(tmp_path: Path) -> None:
-    path = write(tmp_path, images_per_shard=1000)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads how much memory the process has")
+def test_files_are_mapped_not_read(tmp_path: Path) -> None:
+    """Of 32 MB of codes, opening reads next to nothing, and a batch its own rows."""
+    path = write_large(tmp_path, 127)
+    before = memory("RssAnon") + memory("RssFile")
     folder = CodeFolder(tmp_path, "train")
-    assert str(path / "shard-000-00000.safetensors") in Path("/proc/self/maps").read_text()
-    assert len(folder) == IMAGES * EPOCHS
+    assert str(path / "shard-00015.safetensors") in Path("/proc/self/maps").read_text()
+    assert folder.counts("top").sum() == 127 * 512 * 512
+    codes = folder.fetch(np.array([3, 126])).codes["top"]
+    # Two rows are 4 MB as int64.
+    assert memory("RssAnon") + memory("RssFile") - before < 16e6
+    assert [row.unique().tolist() for row in codes] == [[3], [1]]
 
 
 def test_eleven_levels_keep_their_order(tmp_path: Path) -> None:
@@ -142,10 +102,11 @@ def test_eleven_levels_keep_their_order(tmp_path: Path) -> None:
         augmented_epochs=1,
     )
     codes = {name: torch.full((3, 1, i + 1), i) for i, name in enumerate(names)}
-    writer = CodeShardWriter(tmp_path, "train", eleven)
+    extraction = CodeExtraction(tmp_path, "train", eleven)
+    extraction.begin()
+    writer = extraction.writer(0)
     writer.add(dict(sorted(codes.items())), labels=torch.zeros(3, dtype=torch.int64), indices=torch.arange(3))
-    writer.close()
-    write_index(tmp_path, "train", eleven)
+    extraction.finish(dict(sorted(writer.close().items())))
     batch = CodeFolder(tmp_path, "train").fetch(np.array([2, 0]))
     assert list(batch.codes) == list(names)
     assert all(torch.equal(batch.codes[name], codes[name][:2]) for name in names)
@@ -159,57 +120,54 @@ def test_codes_of_another_autoencoder_are_refused(tmp_path: Path) -> None:
         folder.require_encoder("xyz")
 
 
-def test_writing_anew_leaves_nothing_of_the_old(tmp_path: Path) -> None:
-    write(tmp_path, processes=3, images_per_shard=1)
-    write(tmp_path, split="validation")
-    path = write(tmp_path, images_per_shard=1000)
-    assert sorted(file.name for file in path.iterdir()) == ["index.json", "shard-000-00000.safetensors"]
-    assert len(CodeFolder(tmp_path, "validation")) == IMAGES * EPOCHS
-
-
-def test_interrupted_writing_is_not_taken_for_a_whole(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no complete codes .* extract the codes first"):
-        CodeFolder(tmp_path, "train")
-    write(tmp_path)
-    clear_codes(tmp_path, "train")
-    writer = CodeShardWriter(tmp_path, "train", description(), images_per_shard=2)
-    codes = {level: values[:5] for level, values in codes_of().items()}
-    writer.add(codes, labels=LABELS[:5], indices=torch.arange(5))
-    writer.close()
-    with pytest.raises(CheckpointError, match="no complete codes"):
-        CodeFolder(tmp_path, "train")
-    with pytest.raises(CheckpointError, match="17 images once in each of 2 epochs; their 5 rows do not"):
-        write_index(tmp_path, "train", description())
-    assert not (tmp_path / "train" / "index.json").exists()
-
-
 def _edit_index(path: Path, **changes: object) -> None:
     content = json.loads((path / "index.json").read_text())
     (path / "index.json").write_text(json.dumps(content | changes))
 
 
 def _edit_shard(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
-    file = path / "shard-000-00001.safetensors"
+    file = path / "shard-00001.safetensors"
+    with safe_open(str(file), framework="pt") as opened:
+        about = opened.metadata()
     columns = load_file(file)
     edit(columns)
-    save_file(columns, file)
+    save_file(columns, file, about)
 
 
 def _truncate(path: Path) -> None:
-    file = path / "shard-000-00001.safetensors"
+    file = path / "shard-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
 
 
+def _copy(path: Path, one: int, other: int) -> None:
+    (path / shard_name(other)).write_bytes((path / shard_name(one)).read_bytes())
+
+
+def _edit_counts(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    counts = load_file(path / "counts.safetensors")
+    edit(counts)
+    save_file(counts, path / "counts.safetensors")
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated shard": (_truncate, r"shard-000-00001\.safetensors are damaged"),
-    "missing shard": (lambda path: (path / "shard-000-00001.safetensors").unlink(), "missing the file .*00001"),
+    "truncated shard": (_truncate, r"shard-00001\.safetensors are damaged"),
+    "missing shard": (lambda path: (path / "shard-00001.safetensors").unlink(), "missing the file .*00001"),
     "fewer rows": (
         lambda path: _edit_shard(path, lambda c: c.update({name: t[1:].clone() for name, t in c.items()})),
-        r"00001\.safetensors are damaged: codes\.top must be integers \[5, 2, 3\] and is \[4, 2, 3\]",
+        r"00001\.safetensors are damaged: codes\.top must be torch\.uint8 \[5, 2, 3\] and is torch\.uint8 \[4, 2, 3\]",
     ),
     "level gone": (lambda path: _edit_shard(path, lambda c: c.pop("codes.top")), "00001.*damaged"),
-    "image twice": (lambda path: _edit_shard(path, lambda c: c["index"].fill_(3)), "must hold each of 17 images once"),
-    "other version": (lambda path: _edit_index(path, format_version=2), "format_version 1 and have 2"),
+    "wider codes": (
+        lambda path: _edit_shard(path, lambda c: c.update({"codes.top": c["codes.top"].long()})),
+        r"codes\.top must be torch\.uint8 \[5, 2, 3\] and is torch\.int64",
+    ),
+    "file of other rows": (lambda path: _copy(path, 2, 1), "00001.*holds other codes than index.json"),
+    "no counts": (lambda path: (path / "counts.safetensors").unlink(), "no counts of codes at"),
+    "counts of other codes": (
+        lambda path: _edit_counts(path, lambda c: c["top"].add_(1)),
+        r"counts of level top must be int64 \[1, 7\] whose rows sum to 204",
+    ),
+    "other version": (lambda path: _edit_index(path, format_version=1), "format_version 2 and have 1; extract the"),
     "field gone": (lambda path: _edit_index(path, level_names=None), "level_names"),
     "sizes of other levels": (lambda path: _edit_index(path, codebook_sizes={"top": 7}), "missing bottom"),
     "broken index": (lambda path: (path / "index.json").write_text("{"), "cannot be read"),
@@ -233,8 +191,6 @@ def test_codes_beyond_the_codebook_are_found_when_they_are_read(tmp_path: Path, 
     folder.fetch(np.arange(5))
     with pytest.raises(CheckpointError, match=f"00001.*codes of level {level} must go from 0 to .*extract"):
         folder.fetch(np.arange(len(folder)))
-    with pytest.raises(CheckpointError, match=f"00001.*codes of level {level}"):
-        folder.counts(level)
 
 
 def test_labels_without_a_class_are_found_when_they_are_read(tmp_path: Path) -> None:
@@ -248,25 +204,3 @@ def test_rows_out_of_range_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(DataError, match="from 0 to 33; received 0 to 34"):
         CodeFolder(tmp_path, "train").fetch(np.array([0, 34]))
-
-
-def _bad_additions() -> dict[str, dict[str, Tensor]]:
-    good = {level: values[:5] for level, values in codes_of().items()}
-    return {
-        "too large": good | {"top": good["top"] + 7},
-        "negative": good | {"bottom": good["bottom"] - 300},
-        "other grid": good | {"top": good["top"][:, :1]},
-        "level missing": {"top": good["top"]},
-        "level unknown": good | {"middle": good["top"]},
-    }
-
-
-@pytest.mark.parametrize("fault", _bad_additions())
-def test_codes_that_do_not_fit_their_description_are_not_written(tmp_path: Path, fault: str) -> None:
-    writer = CodeShardWriter(tmp_path, "train", description(), images_per_shard=1)
-    with pytest.raises(HVQError, match="codes"):
-        writer.add(_bad_additions()[fault], labels=LABELS[:5], indices=torch.arange(5))
-    with pytest.raises(DataError, match=r"labels must be one per image, \[5\]"):
-        writer.add({level: values[:5] for level, values in codes_of().items()}, labels=LABELS, indices=torch.arange(5))
-    writer.close()
-    assert not list(tmp_path.rglob("*.safetensors"))

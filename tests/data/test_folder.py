@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -177,3 +179,22 @@ def test_only_training_images_are_cropped_at_random(tmp_path: Path) -> None:
         save(tmp_path / f"{index}.png", height=7, width=101)
     held_out = folder_sources(tmp_path, size=(7, 7), crop="random").validation
     assert torch.equal(held_out.image(0, epoch=0), held_out.image(0, epoch=1))
+
+
+def test_a_folder_is_told_by_names_and_sizes_of_its_files_wherever_it_lies(classed: Path, tmp_path: Path) -> None:
+    def fingerprint(root: Path, crop: Literal["center", "random"] = "center") -> str:
+        return folder_sources(root, crop=crop).train.fingerprint()
+
+    first = fingerprint(classed)
+    shutil.copytree(classed, tmp_path / "copy")
+    assert fingerprint(tmp_path / "copy") == first
+    assert fingerprint(classed, crop="random") != first
+    train = folder_sources(classed).train
+    (classed / train.name(0)).rename((classed / train.name(0)).with_stem("renamed"))
+    assert fingerprint(classed) != first
+    train = folder_sources(tmp_path / "copy").train
+    save(tmp_path / "copy" / train.name(1), height=29)
+    assert fingerprint(tmp_path / "copy") != first
+    (tmp_path / "copy" / train.name(1)).unlink()
+    with pytest.raises(DataError, match=r"cannot be read \(No such file or directory\); put it back"):
+        train.fingerprint()

@@ -163,3 +163,17 @@ def test_ordered_chunks_of_an_epoch_are_augmented() -> None:
     augmented = torch.cat([batch.images for batch in ordered_batches(images, chunk_size=5, epoch=2, workers=1)])
     assert torch.equal(augmented, images.fetch(np.arange(23), np.full(23, 2)).images)
     assert not torch.equal(augmented, images.fetch(np.arange(23)).images)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("start", "stop", "lengths"), [(3, 17, [5, 5, 4]), (13, None, [5, 5]), (7, 7, [])])
+def test_a_stretch_of_a_source(start: int, stop: int | None, lengths: list[int], workers: int) -> None:
+    images = source()
+    found = list(ordered_batches(images, chunk_size=5, epoch=2, start=start, stop=stop, workers=workers))
+    assert [len(batch) for batch in found] == lengths
+    assert keys_of(found) == [(2, index) for index in range(start, 23 if stop is None else stop)]
+    shared = [
+        list(ordered_batches(images, chunk_size=5, epoch=2, start=start, stop=stop, rank=rank, processes=2))
+        for rank in range(2)
+    ]
+    assert sorted(keys_of([*shared[0], *shared[1]])) == keys_of(found)

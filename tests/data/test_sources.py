@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -63,3 +65,27 @@ def test_labels_that_do_not_fit_are_refused(labels: list[int]) -> None:
 def test_images_of_another_kind_are_refused(wrong: torch.Tensor) -> None:
     with pytest.raises(DataError, match="uint8"):
         TensorImages(wrong)
+
+
+def _fingerprint(pixels: torch.Tensor, **options: Any) -> str:
+    labels, classes = options.pop("labels", [0, 1, 0, -1, 1, 1, 0]), options.pop("classes", ["cat", "dog"])
+    return TensorImages(pixels, labels=labels, classes=classes, **options).fingerprint()
+
+
+def test_a_fingerprint_tells_sources_apart_by_whatever_matters() -> None:
+    other = images()
+    other[4, 0, 2, 3] += 1
+    found = [
+        _fingerprint(images()),
+        _fingerprint(other),
+        _fingerprint(images(6), labels=[0, 1, 0, -1, 1, 1]),
+        _fingerprint(images().flip(0)),
+        _fingerprint(images().transpose(2, 3)),
+        _fingerprint(images(), labels=[0, 1, 0, 1, 1, 1, 0]),
+        _fingerprint(images(), classes=["cat", "cow"]),
+        _fingerprint(images(), names=list("abcdefg")),
+        _fingerprint(images(), augmentation=Augmentation(shift=1.0)),
+        _fingerprint(images(), seed=1),
+    ]
+    assert len(set(found)) == len(found)
+    assert _fingerprint(images()) == found[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import shutil
 from collections import Counter
@@ -17,15 +16,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from hvq import HierarchicalVQ
-from hvq.data import CodeFolder, spread_rows
+from hvq.config import RunConfig
+from hvq.data import CodeFolder, TensorImages, spread_rows
+from hvq.data.pixels import bytes_to_model
+from hvq.distributed import Reduction
 from hvq.errors import CheckpointError, DataError
 from hvq.evaluation import evaluate as evaluate_module
 from hvq.evaluation import real_images
-from hvq.evaluation.evaluate import evaluate
+from hvq.evaluation.evaluate import evaluate, measure_reconstruction
+from hvq.histograms import perplexity, usage
 from hvq.priors import Condition
-from hvq.storage import load_prior
+from hvq.storage import RunFolder, load_hierarchy, load_prior
 from hvq.training.processes import make_accelerator
-from tests.runs import HELD_OUT_IMAGES, TRAIN_IMAGES, TrainedRun, changed, drawing_precisions, files_below
+from tests.processes import run_in_processes
+from tests.runs import (
+    HELD_OUT_IMAGES,
+    TRAIN_IMAGES,
+    TrainedRun,
+    changed,
+    drawing_precisions,
+    files_below,
+    rewrite_codes,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +81,22 @@ def test_levels(numbers: dict[str, Any], system: HierarchicalVQ, images: Tensor,
     without = (system.reconstruct(images, absent=[level]) - images).double().square().mean()
     assert found["absent_mse"] == pytest.approx(float(without), rel=1e-9)
     assert found["absent_stand_in"] == ("mean codebook vector" if level == "top" else "learned vector")
+
+
+def test_padding_is_not_counted_as_usage(trained_run: TrainedRun) -> None:
+    """17 x 9 images are padded to 24 x 16, of whose 6 x 4 positions at the bottom 5 x 3 see a pixel."""
+    pixels = torch.randint(0, 256, (11, 1, 17, 9), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    hierarchy = load_hierarchy(trained_run.run)
+    found = measure_reconstruction(trained_run.config, hierarchy, TensorImages(pixels), Reduction())["levels"]
+    # In training mode, what the codebooks would learn from is counted.
+    model = hierarchy.autoencoder.train()
+    statistics = {name: level.statistics[0].counts for name, level in model(bytes_to_model(pixels)).levels.items()}
+    grids = {name: codes.shape[1:].numel() for name, codes in model.encode(bytes_to_model(pixels)).items()}
+    assert {name: int(counts.sum()) for name, counts in statistics.items()} == {"top": 11 * 3 * 2, "bottom": 11 * 5 * 3}
+    assert grids == {"top": 3 * 2, "bottom": 6 * 4}
+    for name, counts in statistics.items():
+        assert found[name]["usage"] == usage(counts.unsqueeze(0))
+        assert found[name]["perplexity"] == pytest.approx(perplexity(counts.unsqueeze(0)))
 
 
 @pytest.mark.parametrize("level", ["top", "bottom"])
@@ -156,13 +184,40 @@ def test_a_run_is_measured_as_far_as_it_is(copied_run: TrainedRun) -> None:
     assert _evaluate(copied_run).keys() - {"seconds"} == {"about", "levels", "reconstruction"}
 
 
+def _evaluated_in_group(plain: dict[str, Any], folder: str) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    config, run = RunConfig.model_validate(plain), RunFolder(folder)
+    with redirect_stdout(io.StringIO()):
+        return evaluate(config, run, accelerator=make_accelerator(config, run))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("processes", "chunk_size"), [(2, 64), (3, 7)])
+def test_processes_measure_what_one_measures(
+    numbers: dict[str, Any], copied_run: TrainedRun, processes: int, chunk_size: int
+) -> None:
+    """On 47 and 23 images; at a chunk size of 64 the second process has nothing to do."""
+    plain = changed(copied_run.config, chunk_size=chunk_size).model_dump(mode="json")
+    copied_run.run.metrics_file.unlink()
+    found = run_in_processes(_evaluated_in_group, processes, plain, str(copied_run.run.path))
+    assert found == [found[0]] * processes
+    assert found[0]["levels"].keys() == numbers["levels"].keys()
+    expected = {name: value for name, value in _flat(numbers).items() if not name.startswith("seconds")}
+    assert {"reconstruction.mse", "priors.bottom.train_nats", "levels.top.usage"} <= expected.keys()
+    assert "classification_accuracy_score.reconstructed" in expected
+    if chunk_size != 7:
+        # Samples, and what is trained on them, depend on the chunk size in the last bits.
+        expected = {name: value for name, value in expected.items() if not name.startswith("classification")}
+    measured = {name: value for name, value in _flat(found[0]).items() if name in expected}
+    assert measured == pytest.approx(expected, rel=1e-6)
+
+
 def test_what_does_not_belong_together_is_refused(copied_run: TrainedRun) -> None:
     before = files_below(copied_run.run.path)
     with pytest.raises(DataError, match=r"takes images of 1 channel\(s\); data.channels gives 3"):
         _evaluate(copied_run, data__channels=3, autoencoder__channels=3)
     assert files_below(copied_run.run.path) == before
-    index = copied_run.run.codes / "validation" / "index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"encoder_hash": "abc"}))
+    rewrite_codes(copied_run.run, "validation", encoder_hash="abc")
     with pytest.raises(CheckpointError, match=r"codes in .*validation were made by another autoencoder"):
         _evaluate(copied_run)
     shutil.rmtree(copied_run.run.codes)

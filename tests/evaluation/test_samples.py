@@ -402,7 +402,7 @@ def _sampled_in_group(plain: dict[str, Any], folder: str, ends: bool) -> list[li
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("processes", [2])
+@pytest.mark.parametrize("processes", [2, 3])
 def test_processes_go_on_from_where_they_were_ended(trained_run: TrainedRun, tmp_path: Path, processes: int) -> None:
     plain = trained_run.config.model_dump(mode="json")
     alone, shared = trained_run.copied(tmp_path / "one").run, trained_run.copied(tmp_path / "many").run

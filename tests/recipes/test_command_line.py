@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch.distributed as torch_distributed
 
 from hvq.config import PhotosConfig, RunConfig
 from hvq.errors import ConfigurationError, DataError
@@ -179,12 +180,63 @@ def test_other_processes_let_the_main_one_speak_first(
     assert capsys.readouterr().err == "error in process 3: no images in x\n"
 
 
+def test_where_processes_work_together_one_soon_speaks_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(command_line.time, "sleep", slept.append)
+    monkeypatch.setattr(torch_distributed, "is_initialized", lambda: True)
+    with pytest.raises(SystemExit):
+        run(_raise(DataError("image 5 is broken")))
+    assert slept == [command_line.GRACE_IN_STEP_SECONDS]
+    assert capsys.readouterr().err == "error in process 3: image 5 is broken\n"
+
+
+def test_another_process_that_is_lost_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(_raise(RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:9")))
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("error: another process of this run has ended; see what it said")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        run(_raise(RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+
+
 def test_a_recipe_runs_under_plain_python(script: Path) -> None:
     done = _start(script, "--run-dir", script.parent / "run", "--config", DIGITS, "seed=7")
     assert (done.returncode, done.stdout) == (0, "seed 7\n")
     failed = _start(script, "--run-dir", script.parent / "run", "--config", DIGITS, "sede=7")
     assert failed.returncode == 1
     assert failed.stderr == "error: sede is not a field of the configuration; did you mean seed?\n"
+
+
+ONE_ALONE = """
+import os
+from command_line import read_command, recipe_parser, run
+from hvq.errors import DataError
+from hvq.storage import RunFolder
+from hvq.training.processes import make_accelerator
+
+def main():
+    command = read_command(recipe_parser("A recipe."))
+    accelerator = make_accelerator(command.config, RunFolder(command.run_dir))
+    if os.environ["RANK"] == "1":
+        raise DataError("image 5 is broken")
+    accelerator.wait_for_everyone()
+
+if __name__ == "__main__":
+    run(main)
+"""
+
+
+@pytest.mark.processes
+def test_a_fault_of_one_process_ends_all_under_a_launcher(script: Path) -> None:
+    script.write_text(ONE_ALONE)
+    words = ["--run-dir", script.parent / "run", "--config", DIGITS]
+    failed = _start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script, *words)
+    assert failed.returncode != 0
+    assert failed.stderr.count("error in process 1: image 5 is broken\n") == 1
+    assert "DataError" not in failed.stderr
 
 
 @pytest.mark.processes

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hvq.data import CodeFolder
 from hvq.files import read_json, write_tensors
 from hvq.storage import RunFolder, load_autoencoder, load_prior
 from tests.processes import free_port
@@ -182,14 +180,8 @@ def test_every_stage_says_that_there_are_two(two_processes: TwoProcesses) -> Non
 def test_two_processes_extract_the_codes_that_one_extracts(
     trained_run: TrainedRun, two_processes: TwoProcesses
 ) -> None:
-    for split in ("train", "validation"):
-        shards = list((two_processes.run.codes / split).glob("*.safetensors"))
-        assert {path.name.split("-")[1] for path in shards} == {"000", "001"}
-        one, two = (CodeFolder(run.codes, split) for run in (trained_run.run, two_processes.run))
-        assert one.description.model_dump(exclude={"shards"}) == two.description.model_dump(exclude={"shards"})
-        rows = np.arange(len(one))
-        assert torch.equal(one.fetch(rows).labels, two.fetch(rows).labels)
-        assert differing(one.fetch(rows).codes, two.fetch(rows).codes) == []
+    assert files_below(two_processes.run.codes) == files_below(trained_run.run.codes)
+    assert len(list((two_processes.run.codes / "train").glob("shard-*"))) == 6
 
 
 @pytest.mark.processes
@@ -239,7 +231,7 @@ def _truncate(file: Path) -> None:
 
 
 def _first_shard(run: RunFolder) -> Path:
-    return sorted((run.codes / "train").glob("*.safetensors"))[0]
+    return sorted((run.codes / "train").glob("shard-*"))[0]
 
 
 def _another_encoder(run: RunFolder) -> None:
@@ -264,7 +256,7 @@ LATER_STAGES: dict[str, tuple[Damage, list[str], str]] = {
     "truncated shard": (
         lambda run: _truncate(_first_shard(run)),
         ["train_prior", "--level", "top"],
-        "codes in .*shard-000-00000.safetensors are damaged",
+        "codes in .*shard-00000.safetensors are damaged",
     ),
     "foreign codes": (_another_encoder, ["train_prior", "--level", "top"], "were made by another autoencoder"),
     "wrong level": (

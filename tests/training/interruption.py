@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hvq.files import write_folder
+from hvq.distributed import Reduction
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.optimization import Optimization, StepReport
 
@@ -38,6 +38,8 @@ def keep_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def write(checkpoint: TrainingCheckpoint) -> None:
         # The main process alone removes it, and so the others wait for nothing here.
-        write_folder(checkpoint.folder, checkpoint._write)
+        checkpoint.optimization.reduction = Reduction()
+        checkpoint.save()
+        checkpoint.wait()
 
     monkeypatch.setattr(TrainingCheckpoint, "remove", write)

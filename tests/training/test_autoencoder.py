@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ import torch
 from hvq.autoencoders import Autoencoder
 from hvq.config import RunConfig
 from hvq.data import Batch
-from hvq.distributed import Reduction
 from hvq.errors import CheckpointError, ConfigurationError
 from hvq.randomness import permutation
 from hvq.storage import RunFolder, load_autoencoder
 from hvq.training import autoencoder as stage
 from hvq.training import fit_autoencoder
+from hvq.training.checkpoint_files import CheckpointFolders
 from tests.processes import run_in_processes
 from tests.runs import CLASSES, TrainedRun, changed, differing, files_below, tensors_below
-from tests.threads import run_in_threads
 from tests.training.interruption import keep_last_checkpoint, killed_at
 
 TIMES = ("time", "images_per_second")
@@ -123,39 +121,12 @@ def test_without_level_dropout_all_levels_are_kept(trained_run: TrainedRun, chan
 # --- held-out error -----------------------------------------------------------------------------------------------
 
 
-def test_the_held_out_error_is_that_of_the_reconstructions(trained_run: TrainedRun) -> None:
-    model, _ = load_autoencoder(trained_run.run.autoencoder)
-    source = trained_run.sources.validation
-    images = source.fetch(np.arange(len(source))).images.double() / 255
-    with torch.no_grad():
-        restored = (model(images.float() * 2 - 1).reconstruction.double() / 2 + 0.5).clamp(0, 1)
-    expected = float((restored - images).square().mean())
-    model.train()
-    assert stage.held_out_error(model, source, 7, Reduction()) == pytest.approx(expected, rel=1e-4)
-    assert model.training
-
-
-@pytest.mark.parametrize("most", [9, 1_024])
-def test_the_held_out_error_does_not_depend_on_processes(
-    trained_run: TrainedRun, monkeypatch: pytest.MonkeyPatch, most: int
-) -> None:
-    monkeypatch.setattr(stage, "_HELD_OUT_IMAGES", most)
-    model, _ = load_autoencoder(trained_run.run.autoencoder)
-    source = trained_run.sources.validation
-
-    def error(reduction: Reduction) -> float:
-        return stage.held_out_error(model, source, 4, reduction)
-
-    (alone,) = run_in_threads(error, 1)
-    for processes in (2, 3, 7):
-        assert run_in_threads(error, processes) == [pytest.approx(alone, rel=1e-12)] * processes
-
-
 # --- resume -------------------------------------------------------------------------------------------------------
 
 RESUMED = {
     "autoencoder_training__steps": 9,
-    "autoencoder_training__checkpoint_every": 4,
+    "autoencoder_training__checkpoint_every": 5,
+    "autoencoder_training__keep_checkpoints": 9,
     "autoencoder_training__log_every": 2,
     "autoencoder_training__evaluate_every": 3,
     "autoencoder_training__average_decay": 0.8,
@@ -179,17 +150,20 @@ def test_resume_is_equality(
     fit_autoencoder(config, straight)
     with killed_at(7):
         fit_autoencoder(config, stopped)
-    assert json.loads((stopped.checkpoint("autoencoder") / "state.json").read_text())["step"] == 4
+    # After the fifth step, between two lines of the log, and after the last look, which was the best.
+    assert CheckpointFolders(stopped.checkpoint("autoencoder")).steps() == [3, 5, 6]
     assert _rows(stopped)[-1]["step"] == 6
     # Codebooks have been initialized, and must not be again.
     monkeypatch.setattr(stage, "initialize_codebooks", lambda *_: pytest.fail("initialized a second time"))
-    fit_autoencoder(config, stopped, resume=True)
+    fit_autoencoder(config, stopped, resume_at=5)
     one, other = (tensors_below(run.path) for run in (straight, stopped))
     for part in (
         "autoencoder/model",
         "model.safetensors/levels.top.quantizer.head_codebooks.0.vectors",
         "optimizer",
         "average",
+        "kept.safetensors/window/bottom",
+        "kept.safetensors/health/revived/top",
     ):
         assert any(part in name for name in one), part
     assert differing(one, other) == []
@@ -221,7 +195,7 @@ def test_what_is_refused_leaves_the_run_as_it_was(trained_run: TrainedRun, tmp_p
     assert files_below(run.path) == before
     # What is only logged may change.
     fit_autoencoder(changed(config, autoencoder_training__log_every=1), run, resume=True)
-    assert [row["step"] for row in _rows(run) if "loss" in row] == [2, 4, 5, 6, 7, 8, 9]
+    assert [row["step"] for row in _rows(run) if "loss" in row] == [2, 4, 6, 7, 8, 9]
 
 
 # --- several processes --------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hvq.config import RunConfig
-from hvq.errors import CheckpointError
-from hvq.training.checkpoints import TrainingCheckpoint, optimizer_tensors
+from hvq.distributed import Reduction
+from hvq.errors import CheckpointError, StorageError
+from hvq.training.checkpoint_files import CheckpointFolders, read_checkpoint, write_checkpoint
+from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.optimization import Losses, Optimization
+from hvq.training.state import optimizer_tensors
+from tests.pickling import block_pickle
 from tests.runs import changed, differing, tiny_config
 
 PARTS = ("seed", "autoencoder", "autoencoder_training")
@@ -38,6 +43,31 @@ def _everything(optimization: Optimization) -> dict[str, Tensor]:
     return {**optimization.model.state_dict(), **average, **optimizer_tensors(optimization)}
 
 
+class _Counts:
+    """Something that is kept beside the model."""
+
+    def __init__(self, counts: Tensor | None = None) -> None:
+        self.counts = counts
+
+    def kept_tensors(self, reduction: Reduction) -> dict[str, Tensor]:
+        return {} if self.counts is None else {"best/counts": self.counts}
+
+    def take_back(self, tensors: dict[str, Tensor], reduction: Reduction) -> None:
+        self.counts = tensors["best/counts"]
+
+
+def _saved(
+    folder: Path, optimization: Optimization, config: RunConfig, *, last: int = 2, score: float | None = None
+) -> TrainingCheckpoint:
+    counts = _Counts(torch.arange(optimization.step_number))
+    checkpoint = TrainingCheckpoint(folder, optimization, config.parts(*PARTS), kept={"counts": counts}, last=last)
+    if score is not None:
+        checkpoint.offer(score)
+    with checkpoint:
+        checkpoint.save()
+    return checkpoint
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     return tiny_config(tmp_path)
@@ -45,26 +75,31 @@ def config(tmp_path: Path) -> RunConfig:
 
 @pytest.fixture
 def folder(tmp_path: Path, config: RunConfig) -> Path:
-    TrainingCheckpoint(
-        tmp_path / "stage", _optimization(config, 3), config.parts(*PARTS), {"best": torch.arange(7)}
-    ).save()
+    _saved(tmp_path / "stage", _optimization(config, 3), config)
     return tmp_path / "stage"
 
 
 def test_everything_comes_back(folder: Path, config: RunConfig) -> None:
     saved, restored = _optimization(config, 3), _optimization(config, 0)
-    extra: dict[str, Tensor] = {}
+    counts = _Counts()
     assert differing(_everything(saved), _everything(restored))
-    assert TrainingCheckpoint(folder, restored, config.parts(*PARTS), extra).load_if_present()
+    checkpoint = TrainingCheckpoint(folder, restored, config.parts(*PARTS), kept={"counts": counts})
+    assert checkpoint.load_if_present()
     assert differing(_everything(saved), _everything(restored)) == []
     assert restored.step_number == 3
-    assert extra["best"].tolist() == list(range(7))
+    assert counts.counts is not None
+    assert counts.counts.tolist() == [0, 1, 2]
 
 
 def test_it_is_safetensors_and_json_without_partial_files(folder: Path) -> None:
-    files = {path.name for path in folder.parent.rglob("*") if path.is_file()}
-    assert files == {f"{name}.safetensors" for name in ("model", "average", "optimizer", "extra")} | {"state.json"}
-    assert [path.name for path in folder.parent.iterdir()] == ["stage"]
+    files = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert files == {f"{name}.safetensors" for name in ("model", "average", "optimizer", "kept")} | {"state.json"}
+    assert [path.name for path in folder.iterdir()] == ["step-000000003"]
+
+
+def test_nothing_is_unpickled(folder: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    block_pickle(monkeypatch)
+    assert _loaded(folder, config).step_number == 3
 
 
 def test_where_there_is_none_there_is_nothing_to_load(tmp_path: Path, config: RunConfig) -> None:
@@ -73,13 +108,50 @@ def test_where_there_is_none_there_is_nothing_to_load(tmp_path: Path, config: Ru
     assert optimization.step_number == 0
 
 
-def test_saving_again_replaces_it(folder: Path, config: RunConfig) -> None:
+def _loaded(folder: Path, config: RunConfig, step: int | None = None) -> Optimization:
+    optimization = _optimization(config, 0)
+    checkpoint = TrainingCheckpoint(folder, optimization, config.parts(*PARTS))
+    assert checkpoint.load_if_present(step)
+    return optimization
+
+
+def test_the_newest_is_taken_or_the_one_that_is_named(folder: Path, config: RunConfig) -> None:
     optimization = _optimization(config, 5)
-    TrainingCheckpoint(folder, optimization, config.parts(*PARTS)).save()
-    restored = _optimization(config, 0)
-    TrainingCheckpoint(folder, restored, config.parts(*PARTS)).load_if_present()
-    assert restored.step_number == 5
-    assert differing(_everything(optimization), _everything(restored)) == []
+    _saved(folder, optimization, config)
+    assert differing(_everything(optimization), _everything(_loaded(folder, config))) == []
+    assert _loaded(folder, config, step=3).step_number == 3
+    with pytest.raises(CheckpointError, match=r"no training checkpoint of step 4 in .*; there are: 3, 5"):
+        _loaded(folder, config, step=4)
+
+
+def test_the_last_few_and_the_best_are_kept(tmp_path: Path, config: RunConfig) -> None:
+    optimization = _optimization(config, 0)
+    checkpoint = TrainingCheckpoint(tmp_path, optimization, {}, last=3)
+    for step, score in enumerate([5.0, 2.0, 4.0, 2.0, float("nan"), 3.0], start=1):
+        optimization.step_number = step
+        checkpoint.offer(score)
+        checkpoint.save()
+    checkpoint.wait()
+    assert CheckpointFolders(tmp_path).steps() == [2, 4, 5, 6]
+    assert (checkpoint.best_step, checkpoint.best_score) == (2, 2.0)
+    # A resumed run knows which is the best.
+    again = TrainingCheckpoint(tmp_path, _optimization(config, 0), {})
+    again.load_if_present()
+    assert (again.best_step, again.best_score) == (2, 2.0)
+
+
+def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path, config: RunConfig) -> None:
+    optimization = _optimization(config, 3)
+    before = {name: tensor.clone() for name, tensor in _everything(optimization).items()}
+    checkpoint = TrainingCheckpoint(tmp_path, optimization, config.parts(*PARTS))
+    gate = threading.Event()
+    checkpoint._writer.submit(gate.wait)
+    checkpoint.save()
+    for tensor in _everything(optimization).values():
+        tensor.fill_(torch.nan)
+    gate.set()
+    checkpoint.wait()
+    assert differing(before, _everything(_loaded(tmp_path, config))) == []
 
 
 def test_an_interrupted_save_leaves_the_one_before(
@@ -88,12 +160,29 @@ def test_an_interrupted_save_leaves_the_one_before(
     def interrupted(path: Path, value: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hvq.training.checkpoints.write_json", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        TrainingCheckpoint(folder, _optimization(config, 5), config.parts(*PARTS)).save()
-    restored = _optimization(config, 0)
-    assert TrainingCheckpoint(folder, restored, config.parts(*PARTS)).load_if_present()
-    assert restored.step_number == 3
+    optimization = _optimization(config, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr("hvq.training.checkpoint_files.write_json", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _saved(folder, optimization, config)
+    assert _loaded(folder, config).step_number == 3
+
+
+def test_a_save_that_failed_is_told_with_the_next_one(
+    folder: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoint = TrainingCheckpoint(folder, _optimization(config, 5), config.parts(*PARTS))
+    with monkeypatch.context() as patch:
+        patch.setattr("hvq.files.save_file", full)
+        checkpoint.save()
+        with pytest.raises(StorageError, match=r"step-000000005.* cannot be written: No space left on device"):
+            checkpoint.save()
+    checkpoint.check()
+    assert [path.name for path in folder.iterdir()] == ["step-000000003"]
+    assert _loaded(folder, config).step_number == 3
 
 
 def test_when_the_stage_is_done_it_goes(folder: Path, config: RunConfig) -> None:
@@ -103,10 +192,58 @@ def test_when_the_stage_is_done_it_goes(folder: Path, config: RunConfig) -> None
         assert list(folder.parent.iterdir()) == []
 
 
+# --- beginnings ---------------------------------------------------------------------------------------------------
+
+
+def test_a_new_training_sets_old_checkpoints_aside(folder: Path, config: RunConfig) -> None:
+    for step in (7, 2):
+        checkpoint = TrainingCheckpoint(folder, _optimization(config, 0), config.parts(*PARTS))
+        said = checkpoint.begin(resumed=False)
+        assert said is not None
+        assert "set aside in" in said
+        assert CheckpointFolders(folder).steps() == []
+        _saved(folder, _optimization(config, step), config)
+    assert CheckpointFolders(folder.with_name("stage.earlier")).steps() == [7]
+    checkpoint.remove()
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_a_resumed_training_clears_what_it_will_do_anew_and_what_a_kill_has_left(
+    folder: Path, config: RunConfig
+) -> None:
+    _saved(folder, _optimization(config, 5), config)
+    (folder / ".step-000000009.123.partial").mkdir()
+    optimization = _optimization(config, 0)
+    checkpoint = TrainingCheckpoint(folder, optimization, config.parts(*PARTS))
+    checkpoint.load_if_present(3)
+    assert checkpoint.begin(resumed=True) is None
+    assert [path.name for path in folder.iterdir()] == ["step-000000003"]
+
+
+# --- faults -------------------------------------------------------------------------------------------------------
+
+
 def _edit_state(**changes: object) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        file = folder / "state.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        state, parts = read_checkpoint(folder)
+        write_checkpoint(folder, parts, {**state, **changes})
+
+    return damage
+
+
+def _flip(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
+def _with_parts(**changes: dict[str, Tensor]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        state, parts = read_checkpoint(folder)
+        write_checkpoint(folder, parts | changes, state)
 
     return damage
 
@@ -122,21 +259,43 @@ def _without(name: str) -> Callable[[Path], None]:
         (_without("model.safetensors"), "no training checkpoint at .*model.safetensors"),
         (_without("average.safetensors"), "no training checkpoint at .*average.safetensors"),
         (_without("optimizer.safetensors"), "no training checkpoint at .*optimizer.safetensors"),
-        (_without("extra.safetensors"), "no training checkpoint at .*extra.safetensors"),
+        (_without("kept.safetensors"), "no training checkpoint at .*kept.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "training checkpoint at .* is damaged"),
-        (lambda folder: shutil.copy(folder / "extra.safetensors", folder / "model.safetensors"), "lacks the tensor"),
-        (_edit_state(format_version=1), "format_version 1; this version of hvq resumes 2: resume with the version"),
+        (lambda folder: shutil.copy(folder / "kept.safetensors", folder / "model.safetensors"), "is damaged: it has"),
+        (_flip("model.safetensors"), "model.safetensors is damaged: its checksum is not"),
+        (_flip("state.json"), "state.json (is damaged|cannot be read)"),
+        (_with_parts(model={"bias": torch.zeros(3)}), "lacks the tensor weight"),
+        (_with_parts(average={}), "does not belong to this model: bias is missing"),
+        (_with_parts(optimizer={"exp_avg/x": torch.zeros(3)}), "exp_avg/x of the optimizer"),
+        (_edit_state(format_version=2), "format_version 2; this version of hvq resumes 3: resume with the version"),
         (
-            _edit_state(format_version=3),
-            "format_version 3; this version of hvq resumes 2: .* or train without --resume",
+            _edit_state(format_version=4),
+            "format_version 4; this version of hvq resumes 3: .* or train without --resume",
         ),
         (_edit_state(settings={}), "is of another configuration"),
     ],
 )
 def test_damage_is_refused(folder: Path, config: RunConfig, damage: Callable[[Path], object], sentence: str) -> None:
-    damage(folder)
+    damage(CheckpointFolders(folder).of_step(3))
     with pytest.raises(CheckpointError, match=sentence):
         TrainingCheckpoint(folder, _optimization(config, 0), config.parts(*PARTS)).load_if_present()
+
+
+def test_where_the_newest_is_damaged_the_newest_whole_one_is_offered(folder: Path, config: RunConfig) -> None:
+    folders = CheckpointFolders(folder)
+    for step in (5, 7, 11):
+        _saved(folder, _optimization(config, step), config, last=9)
+    for step, name in ((7, "kept.safetensors"), (11, "optimizer.safetensors")):
+        _flip(name)(folders.of_step(step))
+    with pytest.raises(
+        CheckpointError, match=r"step-000000011/optimizer.safetensors is damaged.*of step 5: .*--resume-at 5"
+    ):
+        _loaded(folder, config)
+    assert _loaded(folder, config, step=5).step_number == 5
+    for step in (3, 5):
+        _flip("state.json")(folders.of_step(step))
+    with pytest.raises(CheckpointError, match="no other one is whole: train without --resume"):
+        _loaded(folder, config)
 
 
 @pytest.mark.parametrize("field", ["log_every", "checkpoint_every"])

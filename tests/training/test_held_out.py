@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from hvq.distributed import Reduction
 from hvq.errors import DataError
 from hvq.training.held_out import HeldOutRecord
 
@@ -88,7 +89,7 @@ def test_what_a_checkpoint_keeps_decides_alike() -> None:
         before, _ = _after(scores[:cut], losses[:cut], patience=3)
         before.add_training(losses[cut])
         resumed = HeldOutRecord(patience=3)
-        resumed.tensors.update(before.tensors)
+        resumed.take_back(before.kept_tensors(Reduction()), Reduction())
         for step in range(cut + 1, len(scores) + 1):
             nn.init.constant_(layer.weight, step)
             if step > cut + 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hvq.config import OptimizationConfig
+from hvq.errors import StorageError, TrainingStopped
 from hvq.files import read_json_lines
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.log import TrainingLog
-from hvq.training.loop import train
-from hvq.training.optimization import Losses, Optimization
+from hvq.training.loop import Health, train
+from hvq.training.optimization import Losses, NotFiniteError, Optimization, StepReport
 
 CONFIG = OptimizationConfig(
     steps=7, warmup_steps=0, average_decay=0.9, log_every=3, evaluate_every=2, checkpoint_every=4
@@ -22,18 +26,22 @@ CONFIG = OptimizationConfig(
 
 
 class _Recorder:
-    """A stage of a linear layer, and what its loop called at which step."""
+    """A stage of a linear layer, and what its loop called at which step: the `Watch` of its own training."""
 
-    def __init__(self, folder: Path, start: int) -> None:
+    score = "held_out"
+
+    def __init__(self, folder: Path, start: int = 0, config: OptimizationConfig = CONFIG) -> None:
         torch.manual_seed(0)
         self.layer = nn.Linear(3, 2)
-        self.optimization = Optimization(self.layer, CONFIG, Accelerator(), seed=0)
+        self.optimization = Optimization(self.layer, config, Accelerator(), seed=0)
         self.optimization.step_number = start
         self.file = folder / "metrics.jsonl"
-        self.checkpoint = TrainingCheckpoint(folder / "checkpoint", self.optimization, {})
+        self.checkpoint = TrainingCheckpoint(folder / "checkpoint", self.optimization, {}, last=99)
         self.calls: list[tuple[str, int]] = []
         self.looked_at: list[Tensor] = []
         self.observed: list[float] = []
+        self.scores: Callable[[int], float] = lambda step: 1.0 if step == 2 else 2.0
+        self.during: Callable[[int], object] = lambda step: None
         self.stop_before: int | None = None
         self._record_saves()
 
@@ -47,22 +55,27 @@ class _Recorder:
         self.checkpoint.save = recorded  # type: ignore[method-assign]
 
     def _losses(self, batch: Tensor) -> Losses:
+        self.during(self.optimization.step_number + 1)
         return self.optimization.wrapped(batch).square().mean(), {}
 
-    def _window(self) -> dict[str, float]:
+    def observe(self, report: StepReport) -> None:
+        self.observed.append(report.terms["loss"])
+
+    def window(self) -> dict[str, float]:
         self.calls.append(("window", self.optimization.step_number))
         return {"usage": 0.5}
 
-    def _look(self) -> dict[str, float]:
+    def look(self) -> dict[str, float]:
         self.calls.append(("look", self.optimization.step_number))
         self.looked_at.append(self.layer.weight.detach().clone())
-        return {"held_out": 1.0}
+        return {"held_out": self.scores(self.optimization.step_number)}
+
+    def stops(self) -> bool:
+        return self.optimization.step_number + 1 == self.stop_before
 
     def train(self) -> None:
-        start = self.optimization.step_number
-        log = TrainingLog(
-            stage="linear", file=self.file, accelerator=Accelerator(), steps=CONFIG.steps, start_step=start
-        )
+        start, steps = self.optimization.step_number, self.optimization.config.steps
+        log = TrainingLog(stage="linear", file=self.file, accelerator=Accelerator(), steps=steps, start_step=start)
         stream = ([torch.full((5, 3), float(step))] for step in range(start, 100))
         train(
             self.optimization,
@@ -70,19 +83,18 @@ class _Recorder:
             self._losses,
             log=log,
             checkpoint=self.checkpoint,
-            window=self._window,
-            look=self._look,
-            observe=lambda report: self.observed.append(report.terms["loss"]),
-            stop=lambda: self.optimization.step_number + 1 == self.stop_before,
+            watch=self,
+            health=Health(),
         )
 
 
 def test_what_is_called_when(tmp_path: Path) -> None:
-    recorder = _Recorder(tmp_path, start=0)
+    recorder = _Recorder(tmp_path)
     recorder.train()
     assert recorder.optimization.step_number == 7
     assert recorder.calls == [
         ("look", 2),
+        ("save", 2),
         ("window", 3),
         ("look", 4),
         ("save", 4),
@@ -106,22 +118,97 @@ def test_every_step_is_observed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("stop_before", "steps"), [(1, 0), (5, 4)])
 def test_it_ends_where_it_is_told_to(tmp_path: Path, stop_before: int, steps: int) -> None:
-    recorder = _Recorder(tmp_path, start=0)
+    recorder = _Recorder(tmp_path)
     recorder.stop_before = stop_before
     recorder.train()
     assert recorder.optimization.step_number == steps
-    assert recorder.calls == [("look", 2), ("window", 3), ("look", 4), ("save", 4)][:steps]
+    assert recorder.calls == [("look", 2), ("save", 2), ("window", 3), ("look", 4), ("save", 4)][: steps and 5]
 
 
 def test_a_resumed_stage_does_the_steps_that_are_left(tmp_path: Path) -> None:
     recorder = _Recorder(tmp_path, start=5)
+    recorder.checkpoint.best_score = 0.5
     recorder.train()
     assert recorder.calls == [("window", 6), ("look", 6), ("window", 7), ("look", 7)]
 
 
 def test_held_out_data_are_looked_at_with_averaged_weights(tmp_path: Path) -> None:
-    recorder = _Recorder(tmp_path, start=0)
+    recorder = _Recorder(tmp_path)
     recorder.train()
     average = recorder.optimization.average.tensors["weight"]
     assert torch.equal(recorder.looked_at[-1], average)
     assert not torch.equal(recorder.layer.weight, average)
+
+
+def _worse(step: int) -> float:
+    return float(step)
+
+
+def _at(wanted: int, action: Callable[[], object]) -> Callable[[int], object]:
+    return lambda step: action() if step == wanted else None
+
+
+# --- best and last ------------------------------------------------------------------------------------------------
+
+
+def test_the_best_look_has_a_checkpoint(tmp_path: Path) -> None:
+    recorder = _Recorder(tmp_path)
+    recorder.scores = {2: 3.0, 4: float("nan"), 6: 1.0, 7: 2.0}.__getitem__
+    recorder.train()
+    assert [step for what, step in recorder.calls if what == "save"] == [2, 4, 6]
+    assert (recorder.checkpoint.best_step, recorder.checkpoint.best_score) == (6, 1.0)
+
+
+# --- signals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])
+def test_a_signal_ends_training_after_the_running_step_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, name: str
+) -> None:
+    recorder = _Recorder(tmp_path)
+    recorder.scores = _worse
+    recorder.during = _at(3, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(TrainingStopped, match=rf"stopped by {name} after step 4 of linear.*--resume") as stopped:
+        recorder.train()
+    # It came within step 3; all processes are told with the sums of the next one.
+    assert recorder.optimization.step_number == 4
+    assert recorder.calls[-1] == ("save", 4)
+    assert recorder.checkpoint.folders.steps() == [2, 4]
+    assert stopped.value.signal_number == number
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    recorder = _Recorder(tmp_path)
+    recorder.during = _at(5, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        recorder.train()
+    assert not isinstance(stopped.value, TrainingStopped)
+    assert recorder.optimization.step_number == 4
+    assert recorder.checkpoint.folders.newest_whole() == 4
+
+
+def test_a_signal_within_the_last_step_lets_training_end(tmp_path: Path) -> None:
+    recorder = _Recorder(tmp_path)
+    recorder.during = _at(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    recorder.train()
+    assert recorder.optimization.step_number == 7
+
+
+# --- faults -------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_stays_nan_ends_training_and_the_last_checkpoint_is_named(tmp_path: Path) -> None:
+    recorder = _Recorder(tmp_path, config=CONFIG.model_copy(update={"skipped_steps": 2}))
+    recorder.during = lambda step: recorder.layer.weight.data.fill_(torch.nan) if step == 5 else None
+    with pytest.raises(NotFiniteError, match=r"not finite 2 steps in a row.*last checkpoint is of step 4.*--init-from"):
+        recorder.train()
+    assert recorder.optimization.step_number == 6
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_training(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").write_text("a file where a folder should be")
+    with pytest.raises(StorageError, match=r"step-000000002 cannot be written"):
+        _Recorder(tmp_path).train()

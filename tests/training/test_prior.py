@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import shutil
@@ -26,10 +25,11 @@ from hvq.errors import CheckpointError, ConfigurationError, DataError
 from hvq.priors import Prior
 from hvq.storage import RunFolder, load_prior
 from hvq.training import fit_prior
+from hvq.training.checkpoint_files import CheckpointFolders
 from hvq.training.looks import held_out_nats
 from hvq.training.processes import make_accelerator
 from tests.processes import run_in_processes
-from tests.runs import CLASSES, LEVELS, TrainedRun, changed, differing, files_below, tensors_below
+from tests.runs import CLASSES, LEVELS, TrainedRun, changed, differing, files_below, rewrite_codes, tensors_below
 from tests.threads import run_in_threads
 from tests.training.interruption import keep_last_checkpoint, killed_at
 from tests.training.prior_kinds import PRIORS
@@ -102,22 +102,22 @@ def test_resume_is_equality(
     trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     config = _of_kind(
-        trained_run.config, kind, steps=7, checkpoint_every=4, log_every=2, evaluate_every=3, micro_batches=2
+        trained_run.config, kind, steps=7, checkpoint_every=5, log_every=2, evaluate_every=3, micro_batches=2
     )
     straight, stopped = (trained_run.copied(tmp_path / name).run for name in ("straight", "stopped"))
     keep_last_checkpoint(monkeypatch)
     fit_prior(config, straight, "bottom")
     with killed_at(6):
         fit_prior(config, stopped, "bottom")
-    assert json.loads((stopped.checkpoint("prior.bottom") / "state.json").read_text())["step"] == 4
-    fit_prior(config, stopped, "bottom", resume=True)
+    assert CheckpointFolders(stopped.checkpoint("prior.bottom")).steps() == [5, 6]
+    fit_prior(config, stopped, "bottom", resume_at=5)
     one, other = (tensors_below(run.path) for run in (straight, stopped))
     for part in (
         "priors/bottom/model",
         "optimizer.safetensors/exp_avg/",
         "average",
-        "extra.safetensors/score",
-        "extra.safetensors/looks_since_best",
+        "kept.safetensors/record/score",
+        "kept.safetensors/record/looks_since_best",
     ):
         assert any(part in name for name in one), part
     assert differing(one, other) == []
@@ -127,7 +127,7 @@ def test_resume_is_equality(
 def _first_gradients(config: RunConfig, run: RunFolder) -> dict[str, torch.Tensor]:
     """Clipped, over all micro-batches and processes: what the optimizer has averaged after one step of them."""
     fit_prior(config, run, "bottom")
-    moments = load_file(run.checkpoint("prior.bottom") / "optimizer.safetensors")
+    moments = load_file(CheckpointFolders(run.checkpoint("prior.bottom")).of_step(1) / "optimizer.safetensors")
     share = 1 - config.prior("bottom").training.betas[0]
     return {name: tensor / share for name, tensor in moments.items() if name.startswith("exp_avg/")}
 
@@ -334,8 +334,9 @@ def test_patience_survives_a_kill(
     _script(monkeypatch, scores)
     with killed_at(killed):
         fit_prior(config, stopped, "top")
-    _script(monkeypatch, scores[killed - killed % 2 :])
-    fit_prior(config, stopped, "top", resume=True)
+    checkpoint = killed - killed % 2
+    _script(monkeypatch, scores[checkpoint:])
+    fit_prior(config, stopped, "top", resume_at=checkpoint)
     assert _rows(stopped, "top")[-1]["step"] == len(scores)
     assert differing(*(tensors_below(run.path) for run in (straight, stopped))) == []
     assert _without_times(_rows(straight, "top")) == _without_times(_rows(stopped, "top"))
@@ -428,10 +429,7 @@ def test_nats_stand_beside_what_is_reached_without_a_prior(copied_run: TrainedRu
 
 
 def _collapse(run: RunFolder) -> None:
-    for file in (run.codes / "train").glob("*.safetensors"):
-        columns = load_file(file)
-        columns["codes.top"].zero_()
-        save_file(columns, file)
+    rewrite_codes(run, "train", constant="top")
 
 
 def _retrain(run: RunFolder) -> None:

@@ -1,0 +1,73 @@
+"""Looks at held-out images while an autoencoder trains."""
+
+from __future__ import annotations
+
+import torch
+
+from hvq.autoencoders import Autoencoder
+from hvq.chunks import map_chunks
+from hvq.data import ImageSource, ordered_batches
+from hvq.data.pixels import bytes_to_model, model_to_unit
+from hvq.distributed import Reduction
+from hvq.training.code_window import CodeWindow
+from hvq.training.optimization import StepReport
+
+# Held-out images looked at while training; the whole split is evaluated at the end.
+_HELD_OUT_IMAGES = 1_024
+
+
+class ImageLooks:
+    """The `Watch` of an autoencoder in training.
+
+    Args:
+        model: in training.
+        source: of held-out images.
+        chunk_size: images in each forward.
+        reduction: over the processes that train together.
+        window: counts codes between lines of the log.
+    """
+
+    score = "held_out_mse"
+
+    def __init__(
+        self, model: Autoencoder, source: ImageSource, chunk_size: int, reduction: Reduction, window: CodeWindow
+    ) -> None:
+        self._model, self._source, self._chunk_size = model, source, chunk_size
+        self._reduction, self._window = reduction, window
+
+    def observe(self, report: StepReport) -> None:
+        """A step needs no more than its report says."""
+
+    def window(self) -> dict[str, float]:
+        """Usage and perplexity of every codebook."""
+        return self._window.numbers(self._reduction)
+
+    def look(self) -> dict[str, float]:
+        """Mean squared error on [0, 1] over the first held-out images."""
+        return {self.score: held_out_error(self._model, self._source, self._chunk_size, self._reduction)}
+
+    def stops(self) -> bool:
+        """Never before the last step."""
+        return False
+
+
+@torch.no_grad()
+def held_out_error(model: Autoencoder, source: ImageSource, chunk_size: int, reduction: Reduction) -> float:
+    """Mean squared error on [0, 1] over the first held-out images, the same for any number of processes."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    total = torch.zeros(2, dtype=torch.float64)
+    for batch in ordered_batches(source, chunk_size=chunk_size, rank=reduction.rank, processes=reduction.size):
+        if int(batch.indices[0]) >= _HELD_OUT_IMAGES:
+            break
+        images = bytes_to_model(batch.images.to(device))
+        parts = map_chunks(
+            lambda part: {"images": model(part["images"]).reconstruction}, {"images": images}, chunk_size
+        )
+        restored = torch.cat([part["images"] for part in parts])
+        squared = (model_to_unit(restored) - model_to_unit(images)).double().square().sum()
+        total += torch.stack([squared.cpu(), torch.tensor(float(images.numel()), dtype=torch.float64)])
+    model.train(was_training)
+    squared_sum, count = reduction.sum(total.to(device)).tolist()
+    return squared_sum / max(1.0, count)

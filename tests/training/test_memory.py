@@ -1,0 +1,42 @@
+"""Memory that is freed is used again, where the system's allocator lets itself be told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from hvq.training.memory import keep_freed_memory
+
+# In a process of its own: pages that are fetched from the system while 47 MiB are taken and freed again and again.
+SCRIPT = """
+import resource
+import torch
+from hvq.training.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(11):
+        torch.empty(47 * 2**18).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+plain = faults()
+assert keep_freed_memory()
+faults()
+print(plain, faults())
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="the allocator is another one")
+def test_freed_memory_is_not_fetched_again() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    plain, kept = map(int, done.stdout.split())
+    assert kept < 100
+    assert kept < plain / 20
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_freed_memory()
