@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+from hvq.caching import cache_folder
 
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=gnu11")
 _COMPILE_SECONDS = 120
@@ -44,7 +45,7 @@ def compile_library(source: Path, *flags: str) -> ctypes.CDLL:
     if compiler is None:
         raise FileNotFoundError("no C compiler: none of cc, gcc and clang is on the path")
     command = [compiler, *_FLAGS, *flags]
-    place = _cache_folder() / f"{source.stem}-{_fingerprint(source, command)}.so"
+    place = cache_folder() / f"{source.stem}-{_fingerprint(source, command)}.so"
     if not place.exists():
         _compile(source, command, place)
     return ctypes.CDLL(str(place))
@@ -77,8 +78,3 @@ def _cpu() -> bytes:
         lines = information.read_bytes().splitlines()
         return b"\n".join(sorted({line for line in lines if line.startswith((b"model name", b"flags", b"Features"))}))
     return f"{platform.machine()} {platform.processor()}".encode()
-
-
-def _cache_folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "hvq"

@@ -85,8 +85,72 @@ class ArrayConfig(BaseDataConfig):
     validation: str = Field(description="file with the held-out images")
 
 
+class StreamingConfig(FrozenModel):
+    """Reading from end to end what is too far away, or too large, to be read at any place at once."""
+
+    enabled: bool | None = Field(
+        None, description="whether it is; null for what cannot be read otherwise: shards by URL, or compressed"
+    )
+    lanes: PositiveInt = Field(
+        16,
+        description="shards read at the same time, over all processes; a multiple of processes times workers splits "
+        "them without overlap, and another number changes the order",
+    )
+    shuffle_buffer: PositiveInt = Field(
+        4096, description="samples among which images are shuffled; all processes together hold as many, encoded"
+    )
+
+
+class ShardsConfig(BaseDataConfig):
+    """Tar shards in the layout of webdataset, on this machine or by URL: an image, and `.cls` or `.json`, each."""
+
+    kind: Literal["shards"] = "shards"
+    train: str = Field(
+        description="paths or URLs, with ranges in braces (shard-{000..146}.tar) or, for paths, wildcards; or a folder"
+    )
+    validation: str | None = Field(
+        None, description="held-out shards; null for a share of the samples of `train`, by hash of their names"
+    )
+    size: tuple[PositiveInt, PositiveInt] = Field((256, 256), description="height and width of the images, in pixels")
+    crop: Literal["center", "random"] = Field("center", description="which part is kept of an image of another shape")
+    label_key: str | None = Field(
+        None, description="key of the class in each sample's .json; null for its .cls, or else its folder"
+    )
+    validation_share: ShareBelowOne = Field(0.05, description="share held out, where `validation` names no shards")
+    streaming: StreamingConfig = Field(default_factory=StreamingConfig, description="reading from end to end")
+
+
+class HubColumnsConfig(FrozenModel):
+    """Which columns of a data set of the hub hold what."""
+
+    image: str | None = Field(None, description="of encoded images; null for the one declared, or called, as such")
+    label: str | None = Field(None, description="of classes; null for the one declared as such, if there is one")
+
+
+class HubConfig(BaseDataConfig):
+    """A data set that `datasets` reads: by name on the hub, or parquet, arrow and saved ones on this machine."""
+
+    kind: Literal["hub"] = "hub"
+    name: str = Field(
+        description="on the hub; or a path to parquet or arrow files, a folder of them, or a saved data set"
+    )
+    configuration: str | None = Field(None, description="which one, where the data set has several")
+    train: str = Field("train", description="the split to train on")
+    validation: str | None = Field(
+        None,
+        description="the held-out split; null for `validation`, or else a share of the rows by hash of their numbers",
+    )
+    columns: HubColumnsConfig = Field(default_factory=HubColumnsConfig, description="which columns hold what")
+    size: tuple[PositiveInt, PositiveInt] = Field((256, 256), description="height and width of the images, in pixels")
+    crop: Literal["center", "random"] = Field("center", description="which part is kept of an image of another shape")
+    validation_share: ShareBelowOne = Field(0.05, description="share held out, where there is no held-out split")
+    streaming: StreamingConfig = Field(
+        default_factory=StreamingConfig, description="reading from end to end, rather than downloading all of it first"
+    )
+
+
 DataConfig = Annotated[
-    DigitsConfig | PhotosConfig | FolderConfig | ArrayConfig,
+    DigitsConfig | PhotosConfig | FolderConfig | ArrayConfig | ShardsConfig | HubConfig,
     Field(discriminator="kind", description="where the images come from"),
 ]
 

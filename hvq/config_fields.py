@@ -25,7 +25,7 @@ def models_of(annotation: Any) -> tuple[Model, ...]:
 
     >>> from hvq.config import DataConfig, LevelConfig
     >>> [model.__name__ for model in models_of(DataConfig)]
-    ['DigitsConfig', 'PhotosConfig', 'FolderConfig', 'ArrayConfig']
+    ['DigitsConfig', 'PhotosConfig', 'FolderConfig', 'ArrayConfig', 'ShardsConfig', 'HubConfig']
     >>> models_of(dict[str, LevelConfig])
     ()
     """

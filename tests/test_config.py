@@ -14,7 +14,16 @@ from hvq import config as configuration
 from hvq import config_priors, config_quantizers
 from hvq.autoencoders import AutoencoderLoss, ConvolutionalDecoder, ConvolutionalEncoder
 from hvq.config import AutoencoderConfig, LevelConfig, PriorStageConfig, RunConfig
-from hvq.data import Augmentation, array_sources, digit_sources, folder_sources, photo_sources
+from hvq.data import (
+    Augmentation,
+    Streaming,
+    array_sources,
+    digit_sources,
+    folder_sources,
+    hub_sources,
+    photo_sources,
+    shard_sources,
+)
 from hvq.level_names import default_level_names
 from hvq.priors import PixelCNNPrior, PixelSNAILPrior, SamplingOptions, TransformerPrior
 from hvq.quantizers import VectorQuantizer
@@ -46,6 +55,9 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (configuration.PhotosConfig, photo_sources, 3),
     (configuration.FolderConfig, folder_sources, 4),
     (configuration.ArrayConfig, array_sources, 2),
+    (configuration.ShardsConfig, shard_sources, 6),
+    (configuration.HubConfig, hub_sources, 7),
+    (configuration.StreamingConfig, Streaming, 3),
 ]
 
 

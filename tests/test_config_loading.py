@@ -21,6 +21,8 @@ autoencoder:
     top: {ratio: 3}
 """
 
+DATA_KINDS = "digits | photos | folder | array | shards | hub"
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -192,11 +194,10 @@ def test_what_was_written_as_json_is_read_back(tmp_path: Path, seed: int, rate: 
             "extraction.zzz=1",
             "extraction.zzz is not a field of the configuration; the fields there are augmented_epochs, ",
         ),
-        ("data.crop=random", "data.crop is a field of kind folder, but data.kind is photos"),
+        ("data.crop=random", "data.crop is a field of kind folder or shards or hub, but data.kind is photos"),
         (
             "data.kind=foldr",
-            'data.kind: expected digits | photos | folder | array, received "foldr" (where the images come from); '
-            "did you mean folder?",
+            f'data.kind: expected {DATA_KINDS}, received "foldr" (where the images come from); did you mean folder?',
         ),
         ("autoencoder.levels.top.quantizer.kind=fsq", "quantizer.kind: expected vector | residual"),
         ("autoencoder.levels.top.quantizer.kind=gumble", "did you mean gumbel?"),
@@ -205,9 +206,15 @@ def test_what_was_written_as_json_is_read_back(tmp_path: Path, seed: int, rate: 
         ("data.size=[8]", "data.size"),
         ("data.size=[8, x]", 'data.size[1]: expected integer > 0, received "x" (height and width of the crops'),
         ("data.size=[1, 2, 3]", "data.size: expected [integer > 0, integer > 0], received [1, 2, 3] ("),
-        ("data=3", "data: expected mapping of fields with kind: digits | photos | folder | array, received 3"),
-        ("data.kind=[photos]", 'data.kind: expected digits | photos | folder | array, received ["photos"]'),
-        ("data.kind=null", "data.kind: expected digits | photos | folder | array, received null"),
+        (
+            "data=3",
+            f"data: expected mapping of fields with kind: {DATA_KINDS}, received 3",
+        ),
+        (
+            "data.kind=[photos]",
+            f'data.kind: expected {DATA_KINDS}, received ["photos"]',
+        ),
+        ("data.kind=null", f"data.kind: expected {DATA_KINDS}, received null"),
         ("extraction=null", "extraction: expected mapping of fields, received null"),
         ("autoencoder.levels={}", "autoencoder.levels: expected mapping by name, not empty, received {}"),
         ("autoencoder.levels={a.b: {ratio: 2}}", "autoencoder.levels.a.b: expected a name of letters, digits, _ and -"),

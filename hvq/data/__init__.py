@@ -8,9 +8,12 @@ from hvq.data.code_writing import CodeExtraction, ShardWriter
 from hvq.data.codes import CodeBatch, CodeFolder
 from hvq.data.digits import digit_sources
 from hvq.data.folder import FolderImages, folder_sources
+from hvq.data.hub import HubColumns, HubImages, hub_sources
 from hvq.data.loader import SampleKeys, StepSampler, TrainingStream, ordered_batches
 from hvq.data.photos import PhotoCrops, photo_sources
+from hvq.data.shards import ShardImages, shard_sources
 from hvq.data.sources import UNAUGMENTED, Batch, BatchSource, ImageSource, Sources, TensorImages
+from hvq.data.stream import StreamedImages, Streaming
 from hvq.data.subset import Subset, spread_rows
 
 __all__ = [
@@ -24,13 +27,18 @@ __all__ = [
     "CodeFolder",
     "CodesDescription",
     "FolderImages",
+    "HubColumns",
+    "HubImages",
     "ImageArray",
     "ImageSource",
     "PhotoCrops",
     "SampleKeys",
+    "ShardImages",
     "ShardWriter",
     "Sources",
     "StepSampler",
+    "StreamedImages",
+    "Streaming",
     "Subset",
     "TensorImages",
     "TrainingStream",
@@ -39,8 +47,10 @@ __all__ = [
     "build_sources",
     "digit_sources",
     "folder_sources",
+    "hub_sources",
     "ordered_batches",
     "photo_sources",
     "read_image_array",
+    "shard_sources",
     "spread_rows",
 ]

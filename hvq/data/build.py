@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from hvq.config import ArrayConfig, AugmentationConfig, DataConfig, DigitsConfig, FolderConfig, PhotosConfig
+from hvq.config import (
+    ArrayConfig,
+    AugmentationConfig,
+    DataConfig,
+    DigitsConfig,
+    FolderConfig,
+    HubConfig,
+    PhotosConfig,
+    ShardsConfig,
+    StreamingConfig,
+)
 from hvq.data.array import array_sources
 from hvq.data.augmentation import Augmentation
 from hvq.data.digits import digit_sources
 from hvq.data.folder import folder_sources
+from hvq.data.hub import HubColumns, hub_sources
 from hvq.data.photos import photo_sources
+from hvq.data.shards import shard_sources
 from hvq.data.sources import Sources
+from hvq.data.stream import Streaming
 
 
 def build_augmentation(config: AugmentationConfig) -> Augmentation:
@@ -18,6 +31,15 @@ def build_augmentation(config: AugmentationConfig) -> Augmentation:
     True
     """
     return Augmentation(flip=config.flip, shift=config.shift, rotation=config.rotation, scale=config.scale)
+
+
+def build_streaming(config: StreamingConfig) -> Streaming:
+    """How shards are read from end to end, as a configuration says.
+
+    >>> build_streaming(StreamingConfig(lanes=3)).lanes
+    3
+    """
+    return Streaming(enabled=config.enabled, lanes=config.lanes, shuffle_buffer=config.shuffle_buffer)
 
 
 def build_sources(config: DataConfig, seed: int = 0) -> Sources:
@@ -60,4 +82,32 @@ def build_sources(config: DataConfig, seed: int = 0) -> Sources:
         case ArrayConfig():
             return array_sources(
                 config.train, config.validation, size=size, channels=channels, augmentation=augmentation, seed=seed
+            )
+        case ShardsConfig():
+            return shard_sources(
+                config.train,
+                config.validation,
+                size=size,
+                channels=channels,
+                crop=config.crop,
+                label_key=config.label_key,
+                validation_share=config.validation_share,
+                streaming=build_streaming(config.streaming),
+                augmentation=augmentation,
+                seed=seed,
+            )
+        case HubConfig():
+            return hub_sources(
+                config.name,
+                configuration=config.configuration,
+                train=config.train,
+                validation=config.validation,
+                columns=HubColumns(image=config.columns.image, label=config.columns.label),
+                size=size,
+                channels=channels,
+                crop=config.crop,
+                validation_share=config.validation_share,
+                streaming=build_streaming(config.streaming),
+                augmentation=augmentation,
+                seed=seed,
             )

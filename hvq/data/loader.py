@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hvq.data.sources import BatchSource, Indices
+from hvq.data.sources import Batch, BatchSource, Indices, SequentialReader, sequential_reader
 from hvq.data.workers import outlive_signals
 from hvq.errors import ConfigurationError, DataError, HVQError
 from hvq.randomness import permutation
@@ -46,6 +49,7 @@ class StepSampler:
         rank: of this process.
         processes: number of processes.
         seed: of the order.
+        order: the samples in the order of an epoch, `[length]`; a random permutation by default.
 
     Raises:
         DataError: where the source is empty.
@@ -65,6 +69,7 @@ class StepSampler:
         rank: int = 0,
         processes: int = 1,
         seed: int = 0,
+        order: Callable[[int], Indices] | None = None,
     ) -> None:
         if length < 1:
             raise DataError("there is nothing to train on: the source holds no samples")
@@ -78,7 +83,7 @@ class StepSampler:
         self._micro_batches = micro_batches
         self._rank = rank
         self._processes = processes
-        self._seed = seed
+        self._make_order = order or (lambda epoch: permutation(length, seed, "order", epoch))
         self._order: tuple[int, Indices] = (-1, np.zeros(0, np.int64))
 
     def step(self, step: int) -> list[SampleKeys]:
@@ -99,7 +104,7 @@ class StepSampler:
 
     def _order_of(self, epoch: int) -> Indices:
         if self._order[0] != epoch:
-            self._order = (epoch, permutation(self._length, self._seed, "order", epoch))
+            self._order = (epoch, self._make_order(epoch))
         return self._order[1]
 
 
@@ -108,6 +113,10 @@ class TrainingStream(Generic[BatchType]):
 
     Iterating begins at `start_step` each time: a resumed run that hands in the number of steps it has done goes on with
     exactly the samples that would have come next. Nothing else is to be saved.
+
+    A source whose samples lie one behind the other gives their order itself: one in which what is wanted soon lies
+    close together (`StreamedImages`). Each worker then takes a part of every step, so that what they read does not
+    overlap.
 
     Args:
         source: images (`ImageSource`) or codes (`CodeFolder`).
@@ -143,6 +152,7 @@ class TrainingStream(Generic[BatchType]):
         start_step: int = 0,
     ) -> None:
         self._source = source
+        order: Callable[..., Indices] | None = getattr(source, "epoch_order", None)
         self._sampler = StepSampler(
             length=len(source),
             batch_size=batch_size,
@@ -150,13 +160,15 @@ class TrainingStream(Generic[BatchType]):
             rank=rank,
             processes=processes,
             seed=seed,
+            order=order and (lambda epoch: order(epoch, seed=seed, batch_size=batch_size)),
         )
+        self._ahead = math.ceil(getattr(source, "lookahead", 0) / batch_size)
         self._workers = workers
         self._start_step = start_step
 
     def __iter__(self) -> Iterator[list[BatchType]]:
         """The micro-batches of this process, one list per optimizer step."""
-        return _load(self._source, self._steps(), self._workers)
+        return _load(self._source, self._steps(), self._workers, self._ahead)
 
     def _steps(self) -> Iterator[list[SampleKeys]]:
         step = self._start_step
@@ -224,14 +236,31 @@ def _unchanged(value: object) -> object:
     return value
 
 
-def _load(source: BatchSource[BatchType], keys: Iterable[list[SampleKeys]], workers: int) -> Iterator[list[BatchType]]:
+def _load(
+    source: BatchSource[BatchType], keys: Iterable[list[SampleKeys]], workers: int, ahead: int = 0
+) -> Iterator[list[BatchType]]:
+    """What `keys` stand for, one list after the other; a sequential reader is told of `ahead` lists beforehand."""
+    if reader := sequential_reader(source):
+        # Batches of images, as all that is read in sequence.
+        return _load_in_sequence(source, reader, keys, workers, ahead)  # type: ignore[arg-type, return-value]
+    return _load_at_random(source, keys, workers)
+
+
+def _load_at_random(
+    source: BatchSource[BatchType], keys: Iterable[list[SampleKeys]], workers: int
+) -> Iterator[list[BatchType]]:
     if not workers:
         yield from ([source.fetch(part.indices, part.epochs) for part in parts] for parts in keys)
         return
     # What a source decodes at its first use is decoded here, and shared by the workers that start next.
     source.fetch(np.zeros(1, np.int64))
+    yield from _work(_Requests(source), keys, workers)
+
+
+def _work(requests: Dataset[Any], keys: Iterable[Any], workers: int) -> Iterator[Any]:
+    """The answers to `keys`, in their order, which worker processes take in turn."""
     answers = DataLoader(
-        _Requests(source),
+        requests,
         batch_size=None,
         sampler=keys,
         num_workers=workers,
@@ -240,7 +269,113 @@ def _load(source: BatchSource[BatchType], keys: Iterable[list[SampleKeys]], work
         # One of its own: the loader would draw from the global generator, and results would depend on `workers`.
         generator=torch.Generator(),
     )
-    for answer in answers:
-        if isinstance(answer, HVQError):
-            raise answer
-        yield answer
+    try:
+        for answer in answers:
+            if isinstance(answer, HVQError):
+                raise answer
+            yield answer
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that prepares data was ended from outside ({error}); most often memory runs short: "
+            "lower data.workers"
+        ) from None
+
+
+# --- sources that are read in sequence ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _SequenceRequest:
+    """What one worker is to fetch of a step, and what it will be asked for later."""
+
+    keys: SampleKeys
+    expected: Indices
+
+
+class _SequenceRequests(Dataset[Batch | HVQError]):
+    """As `_Requests`; a worker asks for its part of every step, and keeps one reader for all of them."""
+
+    def __init__(self, source: BatchSource[Batch]) -> None:
+        self._source = source
+        self._reader: SequentialReader[Batch] | None = None
+
+    def __getitem__(self, request: _SequenceRequest) -> Batch | HVQError:
+        # Made in the worker, not before: files that are open are shared with no other process.
+        self._reader = self._reader or sequential_reader(self._source)
+        assert self._reader is not None
+        try:
+            return _answer(self._reader, request)
+        except HVQError as error:
+            return error
+
+
+def _answer(reader: SequentialReader[Batch], request: _SequenceRequest) -> Batch:
+    reader.expect(request.expected)
+    return reader.fetch(request.keys.indices, request.keys.epochs)
+
+
+def _load_in_sequence(
+    source: BatchSource[Batch],
+    reader: SequentialReader[Batch],
+    keys: Iterable[list[SampleKeys]],
+    workers: int,
+    ahead: int,
+) -> Iterator[list[Batch]]:
+    parts = max(1, workers)
+    sizes: deque[list[int]] = deque()
+    requests = _sequence_requests(_joined_keys(keys, sizes), parts, ahead)
+    answers = (
+        _work(_SequenceRequests(source), requests, workers)
+        if workers
+        else (_answer(reader, request) for request in requests)
+    )
+    for first in answers:
+        whole = _joined([first, *(next(answers) for _ in range(parts - 1))])
+        yield _cut_batch(whole, sizes.popleft())
+
+
+def _joined_keys(keys: Iterable[list[SampleKeys]], sizes: deque[list[int]]) -> Iterator[SampleKeys]:
+    """The micro-batches of each step as one; their sizes are left in `sizes`."""
+    for parts in keys:
+        sizes.append([len(part.indices) for part in parts])
+        epochs = [part.epochs for part in parts if part.epochs is not None]
+        yield SampleKeys(np.concatenate([part.indices for part in parts]), np.concatenate(epochs) if epochs else None)
+
+
+def _sequence_requests(keys: Iterable[SampleKeys], parts: int, ahead: int) -> Iterator[_SequenceRequest]:
+    """Each step in parts, one for each worker, which is told of its parts of the next `ahead` steps, once of each."""
+    steps = iter(keys)
+    known: deque[SampleKeys] = deque()
+    told = 0
+    while True:
+        known.extend(islice(steps, ahead + 1 - len(known)))
+        if not known:
+            return
+        news = list(known)[told:]
+        told = len(known) - 1
+        now = known.popleft()
+        for part in range(parts):
+            expected = [_part(step, part, parts).indices for step in news]
+            yield _SequenceRequest(_part(now, part, parts), np.concatenate([*expected, np.zeros(0, np.int64)]))
+
+
+def _part(keys: SampleKeys, part: int, parts: int) -> SampleKeys:
+    """One of several consecutive parts, cut where `Streaming` cuts a batch into lanes."""
+    start, end = (-(-(number * len(keys.indices)) // parts) for number in (part, part + 1))
+    return SampleKeys(keys.indices[start:end], None if keys.epochs is None else keys.epochs[start:end])
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    names = ("images", "labels", "indices", "epochs")
+    return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
+
+
+def _cut_batch(batch: Batch, sizes: list[int]) -> list[Batch]:
+    if len(sizes) == 1:
+        return [batch]
+    fields = (batch.images, batch.labels, batch.indices, batch.epochs)
+    return [Batch(*parts) for parts in zip(*(field.split(sizes) for field in fields), strict=True)]

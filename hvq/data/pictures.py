@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import stat
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -13,8 +15,22 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+READ_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError),
+    # What its readers stumble over in files that are damaged on purpose.
+    *(LookupError, ArithmeticError, TypeError, AttributeError, MemoryError, RuntimeError),
+)
 """What Pillow raises for files that are damaged, of no known format, or absurdly large."""
+
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""What names of image files end with, in lower case."""
+
+# Those of the suffixes alone: for others Pillow may start another program.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
+# Where Pillow begins to warn; it refuses twice as many only, which with conversions take gigabytes.
+_MOST_PIXELS = 89_478_485
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
@@ -47,7 +63,7 @@ def convert(picture: Image.Image, channels: int) -> Image.Image:
         raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
         # Older Pillow opens 16-bit grey as 32-bit integers; both hold 0 to 65535.
-        values = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        values = np.asarray(picture).astype(np.int32).clip(0, 65535)
         picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         picture = picture.convert("RGBA")
@@ -82,8 +98,67 @@ def fit(picture: Image.Image, size: tuple[int, int], position: tuple[float, floa
     return picture.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read, once it is known to be one: a pipe would wait for a writer, a device might never end.
+
+    Raises:
+        OSError: where it is missing, cannot be read, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def open_picture(file: BinaryIO) -> Image.Image:
+    """What Pillow makes of a file, once its kind and its size are known to be harmless; no pixel is decoded.
+
+    Raises:
+        OSError, ValueError: or others of `READ_ERRORS`, where it is none, or claims more than 89 million pixels.
+    """
+    picture = Image.open(file, formats=_FORMATS)
+    if picture.width * picture.height > _MOST_PIXELS:
+        raise ValueError(f"it claims {picture.width}x{picture.height} pixels, and {_MOST_PIXELS:,} are the most")
+    return picture
+
+
+def is_readable(file: BinaryIO) -> bool:
+    """Whether a picture opens and is whole. Only a file whose end looks wrong is decoded to find out.
+
+    Args:
+        file: at its beginning.
+    """
+    try:
+        with open_picture(file) as picture:
+            if picture.mode == "F":
+                return False
+            if not _ends_as_it_should(file, picture.format):
+                file.seek(0)
+                with open_picture(file) as again:
+                    again.load()
+    except READ_ERRORS:
+        return False
+    return True
+
+
+def _ends_as_it_should(file: BinaryIO, kind: str | None) -> bool:
+    file.seek(0)
+    head = file.read(12)
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - 16))
+    tail = file.read()
+    if kind == "JPEG":
+        return tail.endswith(b"\xff\xd9")
+    if kind == "PNG":
+        return b"IEND" in tail
+    if kind == "WEBP":
+        return int.from_bytes(head[4:8], "little") + 8 <= length
+    return False
+
+
 def decode(
-    file: Path | BinaryIO | bytes,
+    file: BinaryIO | bytes,
     *,
     size: tuple[int, int],
     channels: int,
@@ -92,7 +167,7 @@ def decode(
     """Read an encoded picture, turned as its EXIF data say, converted, and cropped to a size.
 
     Args:
-        file: a path, an open file, or the bytes themselves.
+        file: an open file, or the bytes themselves.
         size: height and width of the result, in pixels.
         channels: 1 for grey, 3 for RGB.
         position: where the crop lies vertically and horizontally, from 0 (top, left) to 1 (bottom, right).
@@ -101,9 +176,9 @@ def decode(
         uint8 `[C, H, W]`.
 
     Raises:
-        OSError, ValueError: as Pillow does (`READ_ERRORS`), for what it cannot read.
+        OSError, ValueError: or others of `READ_ERRORS`, as Pillow does, for what cannot be read.
     """
-    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+    with open_picture(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
         _read_reduced(picture, size)
         ImageOps.exif_transpose(picture, in_place=True)
         return to_tensor(fit(convert(picture, channels), size, position))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -36,6 +36,28 @@ class BatchSource(Protocol[BatchType_co]):
     def fetch(self, indices: Indices, epochs: Indices | None = None) -> BatchType_co:
         """The samples `indices [B]`, as they are in `epochs [B]`, or as they are without augmentation (`None`)."""
         ...
+
+
+class SequentialReader(Protocol[BatchType_co]):
+    """Reads a source whose samples lie one behind the other, as one iteration over it wants them.
+
+    What it passes on the way to a sample it keeps if it has been told that it will be asked for; otherwise it goes
+    back for it later. So what is told decides how fast it is, and nothing else.
+    """
+
+    def expect(self, indices: Indices) -> None:
+        """Be told of samples `indices [n]` that will be fetched, once for each time that they will be."""
+        ...
+
+    def fetch(self, indices: Indices, epochs: Indices | None = None) -> BatchType_co:
+        """As `BatchSource.fetch`."""
+        ...
+
+
+def sequential_reader(source: BatchSource[BatchType_co]) -> SequentialReader[BatchType_co] | None:
+    """A new reader of a source whose samples lie one behind the other; None for one that gives any sample at once."""
+    make: Callable[[], Any] | None = getattr(source, "sequential_reader", None)
+    return make() if make else None
 
 
 @dataclass(frozen=True)
@@ -169,6 +191,12 @@ class ImageSource(ABC):
         Raises:
             DataError: where an index is out of range, or an image cannot be read.
         """
+        return self.assemble(indices, epochs, self.picture)
+
+    def assemble(
+        self, indices: Indices, epochs: Indices | None, picture: Callable[[int, tuple[float, float]], Tensor]
+    ) -> Batch:
+        """`fetch`, of pictures that are had from elsewhere: by a function with the arguments of `self.picture`."""
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise DataError(f"image indices go from 0 to {len(self) - 1}; received {indices.min()} to {indices.max()}")
@@ -176,7 +204,7 @@ class ImageSource(ABC):
         images = torch.empty(len(indices), self.channels, *self.size, dtype=torch.uint8)
         positions = self.positions(indices, passes).tolist()
         for row, (index, (down, right)) in enumerate(zip(indices.tolist(), positions, strict=True)):
-            images[row] = self.picture(index, (down, right))
+            images[row] = picture(index, (down, right))
         if epochs is not None:
             images = self.augmentation(images, seed=self.seed, indices=indices, epochs=passes)
         labels = torch.tensor([self.label(index) for index in indices.tolist()], dtype=torch.int64)

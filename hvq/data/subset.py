@@ -7,7 +7,7 @@ from typing import Generic
 
 import numpy as np
 
-from hvq.data.sources import BatchSource, BatchType_co, Indices
+from hvq.data.sources import BatchSource, BatchType_co, Indices, SequentialReader, sequential_reader
 from hvq.randomness import uniform
 
 
@@ -54,3 +54,20 @@ class Subset(Generic[BatchType_co]):
     def fetch(self, indices: Indices, epochs: Indices | None = None) -> BatchType_co:
         """The rows of the source that `indices [B]` stand for."""
         return self.source.fetch(self.rows[np.asarray(indices, np.int64)], epochs)
+
+    def sequential_reader(self) -> SequentialReader[BatchType_co] | None:
+        """A reader of the rows, where the source is one whose samples lie one behind the other."""
+        reader = sequential_reader(self.source)
+        return None if reader is None else _SubsetReader(reader, self.rows)
+
+
+@dataclass(frozen=True)
+class _SubsetReader(Generic[BatchType_co]):
+    reader: SequentialReader[BatchType_co]
+    rows: Indices
+
+    def expect(self, indices: Indices) -> None:
+        self.reader.expect(self.rows[indices])
+
+    def fetch(self, indices: Indices, epochs: Indices | None = None) -> BatchType_co:
+        return self.reader.fetch(self.rows[np.asarray(indices, np.int64)], epochs)

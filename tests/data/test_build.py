@@ -18,9 +18,25 @@ from hvq.config import (
     DigitsConfig,
     FolderConfig,
     FrozenModel,
+    HubColumnsConfig,
+    HubConfig,
     PhotosConfig,
+    ShardsConfig,
+    StreamingConfig,
 )
-from hvq.data import Augmentation, array_sources, build_sources, digit_sources, folder_sources, photo_sources
+from hvq.data import (
+    Augmentation,
+    HubColumns,
+    Streaming,
+    array_sources,
+    build_sources,
+    digit_sources,
+    folder_sources,
+    hub_sources,
+    photo_sources,
+    shard_sources,
+)
+from tests.data.kinds import save_parquet, save_shards
 
 BUILDERS: list[tuple[type[FrozenModel], Callable[..., object]]] = [
     (AugmentationConfig, Augmentation),
@@ -28,9 +44,13 @@ BUILDERS: list[tuple[type[FrozenModel], Callable[..., object]]] = [
     (PhotosConfig, photo_sources),
     (FolderConfig, folder_sources),
     (ArrayConfig, array_sources),
+    (ShardsConfig, shard_sources),
+    (HubConfig, hub_sources),
+    (StreamingConfig, Streaming),
+    (HubColumnsConfig, HubColumns),
 ]
 # Said of the run or the loader, or built from a configuration of its own.
-ELSEWHERE = {"kind", "workers", "augmentation", "seed"}
+ELSEWHERE = {"kind", "workers", "augmentation", "streaming", "columns", "seed"}
 
 
 @pytest.mark.parametrize(("config", "builder"), BUILDERS)
@@ -43,7 +63,7 @@ def test_defaults_agree(config: type[FrozenModel], builder: Callable[..., object
 
 
 @pytest.fixture
-def configurations(tmp_path: Path) -> dict[str, DataConfig]:
+def configurations(tmp_path: Path, hub_cache: None) -> dict[str, DataConfig]:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 13, 17, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", images=pixels)
     for index in range(3):
@@ -54,10 +74,12 @@ def configurations(tmp_path: Path) -> dict[str, DataConfig]:
         "photos": PhotosConfig(size=(11, 13), crops_per_photo=2, augmentation=changes),
         "folder": FolderConfig(size=(11, 13), path=str(tmp_path), augmentation=changes),
         "array": ArrayConfig(size=(11, 13), train=file, validation=file, augmentation=changes),
+        "shards": ShardsConfig(size=(11, 13), train=save_shards(tmp_path, 2), augmentation=changes),
+        "hub": HubConfig(size=(11, 13), name=save_parquet(tmp_path, "a.parquet"), augmentation=changes),
     }
 
 
-@pytest.mark.parametrize("kind", ["digits", "photos", "folder", "array"])
+@pytest.mark.parametrize("kind", ["digits", "photos", "folder", "array", "shards", "hub"])
 def test_every_kind_is_built_and_augments_training_images_only(
     configurations: dict[str, DataConfig], kind: str
 ) -> None:

@@ -95,7 +95,7 @@ def test_a_validation_folder_is_held_out_whole(tmp_path: Path, held_out: str, tr
 def test_validation_must_have_the_classes_of_training(tmp_path: Path, stranger: str) -> None:
     save(tmp_path / "train/cat/a.png")
     save(tmp_path / stranger)
-    with pytest.raises(DataError, match=r"same class folders .*\(cat\); found (emu|none)"):
+    with pytest.raises(DataError, match=r"same classes .*\(cat\); found (emu|none)"):
         folder_sources(tmp_path)
 
 
