@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,14 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 def copied_run(trained_run: TrainedRun, tmp_path: Path) -> TrainedRun:
     """A copy of the trained run, to be changed."""
     return trained_run.copied(tmp_path / "run")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _memory_as_it_is() -> Iterator[None]:
+    """What one test lets the process keep would be in the way of others that look at memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hvq.training.processes.keep_freed_memory", lambda: False)
+        yield
 
 
 @pytest.fixture(autouse=True)
