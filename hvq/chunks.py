@@ -9,13 +9,14 @@ from torch import Tensor
 
 
 def padded_rows(tensor: Tensor, length: int) -> Tensor:
-    """`tensor` `[n, ...]` filled up to `length` rows by repeating the last.
+    """`tensor` `[n, ...]` filled up to `length` rows by repeating the last, with zeros where there is none.
 
     >>> padded_rows(torch.tensor([1, 2]), 4).tolist()
     [1, 2, 2, 2]
     """
     missing = length - len(tensor)
-    return tensor if missing <= 0 else torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])])
+    last = tensor[-1:] if len(tensor) else tensor.new_zeros(1, *tensor.shape[1:])
+    return tensor if missing <= 0 else torch.cat([tensor, last.expand(missing, *tensor.shape[1:])])
 
 
 def map_chunks(

@@ -130,6 +130,9 @@ class AutoencoderConfig(FrozenModel):
     level_dropout: ShareBelowOne = Field(
         0.0, description="chance that a sample is decoded from its coarser levels alone, while training"
     )
+    recompute: bool = Field(
+        False, description="compute encoders and decoders again in the backward pass, to spare memory"
+    )
 
     @field_validator("levels", mode="after")
     @classmethod
@@ -157,6 +160,13 @@ class OptimizationConfig(FrozenModel):
     average_decay: ShareBelowOne = Field(
         0.0,
         description="decay of the moving average of the weights that is kept as the result; 0 keeps the last weights",
+    )
+    compile: bool = Field(
+        False,
+        description="compile the model for training (torch.compile), which takes minutes once and speeds steps up",
+    )
+    tf32: bool = Field(
+        True, description="let GPUs round float32 products in training to TF32; the search for codes stays exact"
     )
     log_every: PositiveInt = Field(50, description="steps between lines of numbers")
     evaluate_every: PositiveInt = Field(1_000, description="steps between looks at held-out data")

@@ -50,7 +50,12 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         # A picture that starts near the middle of the range of pixels does not have to be unlearned first.
         output_gain=0.1,
     )
-    return Autoencoder(levels=levels, decoder=decoder, enlargements=_build_enlargements(config, names))
+    return Autoencoder(
+        levels=levels,
+        decoder=decoder,
+        enlargements=_build_enlargements(config, names),
+        recompute=config.recompute,
+    )
 
 
 def check_autoencoder(config: AutoencoderConfig) -> None:

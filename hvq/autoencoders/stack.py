@@ -6,7 +6,7 @@ Letters: B batch, C channels, H W image, h w a level's grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from hvq.autoencoders.level import Level, channels_last, join
 from hvq.errors import ConfigurationError, DataError
 from hvq.level_names import in_level_order
 from hvq.quantizers import LEARNING_STATE, Quantizer, QuantizerResult
+from hvq.recomputation import recomputed
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Autoencoder(nn.Module):
         decoder: the context of the finest level to an image, its ratio times larger.
         enlargements: of each level but the finest, by name: its vectors to the finest grid. Where given, the image
             decoder is told the vectors of all levels, enlarged and joined coarse to fine, in place of a context.
+        recompute: whether encoders, merges and the decoder are computed again in the backward pass, which takes time
+            and spares memory; quantizers, and so what codebooks learn from, are computed once.
 
     Shapes:
         images `[B, C, H, W]`, floating point in [-1, 1]; codes int64 `[B, h, w]` by level name.
@@ -66,7 +69,12 @@ class Autoencoder(nn.Module):
     """
 
     def __init__(
-        self, *, levels: Sequence[Level], decoder: nn.Module, enlargements: Mapping[str, nn.Module] | None = None
+        self,
+        *,
+        levels: Sequence[Level],
+        decoder: nn.Module,
+        enlargements: Mapping[str, nn.Module] | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         names = [level.name for level in levels]
@@ -83,6 +91,7 @@ class Autoencoder(nn.Module):
                 f"received {', '.join(enlargements) or 'none'}"
             )
         self.enlargements = None if enlargements is None else nn.ModuleDict(dict(enlargements))
+        self.recompute = recompute
 
     @property
     def level_names(self) -> tuple[str, ...]:
@@ -217,7 +226,7 @@ class Autoencoder(nn.Module):
         features = {}
         current = padded
         for level in reversed(self._stack()):
-            current = level.encoder(current)
+            current = self._recomputed(level.encoder, current)
             features[level.name] = current
         return features
 
@@ -232,7 +241,7 @@ class Autoencoder(nn.Module):
             mask = self._inside(level.name, latents.shape[2:], images.shape[2:], latents.device)
             results[level.name] = level.quantizer(latents, mask)
             if level is not self._stack()[-1]:
-                context = level.decode(results[level.name].vectors, context)
+                context = self._recomputed(level.decode, results[level.name].vectors, context)
                 contexts.append(context)
         return results, contexts
 
@@ -256,11 +265,14 @@ class Autoencoder(nn.Module):
         *coarser, finest = self._stack()
         if self.enlargements is not None:
             enlarged = [self.enlargements[level.name](channels_last(vectors[level.name])) for level in coarser]
-            return self.decoder(join(*enlarged, vectors[finest.name]))
+            return self._recomputed(self.decoder, join(*enlarged, vectors[finest.name]))
         context = contexts[-1] if contexts else None
         for level in coarser[len(contexts) :]:
-            context = level.decode(vectors[level.name], context)
-        return self.decoder(finest.decode(vectors[finest.name], context))
+            context = self._recomputed(level.decode, vectors[level.name], context)
+        return self._recomputed(self.decoder, finest.decode(vectors[finest.name], context))
+
+    def _recomputed(self, part: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        return recomputed(part, *inputs, when=self.recompute and self.training)
 
     def _inside(self, name: str, grid: Sequence[int], size: Sequence[int], device: torch.device) -> Tensor | None:
         """bool `[*grid]`, positions that see at least one pixel of the image; None where all do."""

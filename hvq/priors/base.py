@@ -7,14 +7,13 @@ E channels of a position's features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Required, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hvq.errors import DataError
 from hvq.priors.condition import Condition, ConditionEncoder
@@ -43,11 +42,6 @@ class PriorCache:
     features: Tensor | None = None
     codes: tuple[Tensor, ...] = ()
     head: Sequence[StepProduct] = ()
-
-
-def recomputed(function: Callable[..., Any], *arguments: Any, when: bool) -> Any:
-    """The result of a function, whose inner values are computed again in the backward pass where `when` says so."""
-    return checkpoint(function, *arguments, use_reentrant=False) if when else function(*arguments)
 
 
 class PriorLevel(TypedDict, total=False):
@@ -138,6 +132,14 @@ class Prior(nn.Module, ABC):
             codes_per_position=self.codes_per_position,
             shared=shared,
         )
+
+    @property
+    @abstractmethod
+    def units(self) -> list[nn.Module]:
+        """Modules that features pass one after the other, which hold most of the weights; each is sharded by itself.
+
+        All modules of these classes are units, wherever they stand.
+        """
 
     @abstractmethod
     def features(self, codes: Tensor, condition: Condition) -> Tensor:

@@ -62,7 +62,8 @@ def nats_per_code(
 
     Args:
         prior: of the level; its mode is left as it was.
-        batches: the share of this process, at most `chunk_size` rows each.
+        batches: the share of this process, at most `chunk_size` rows each; those without rows are forwards all the
+            same.
         level: whose codes.
         level_names: of the hierarchy, coarse to fine.
         chunk_size: rows of each forward; short batches are filled up.

@@ -12,12 +12,13 @@ from typing import Unpack
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvq.priors.base import PriorLevel, recomputed
+from hvq.priors.base import PriorLevel
 from hvq.priors.causal_convolution import ColumnConvolution, RowConvolution
 from hvq.priors.condition import Condition
 from hvq.priors.raster import RasterPrior, RasterState, embed
 from hvq.priors.step_product import RowWindow, StepProduct
 from hvq.priors.taps import CodeTaps, offsets_above, offsets_before
+from hvq.recomputation import recomputed
 
 
 @dataclass
@@ -144,6 +145,11 @@ class PixelCNNPrior(RasterPrior):
         self.horizontal = self._make_taps(width, [*above, *before], shared=shared_embedding)
         self.layers = nn.ModuleList(_GatedLayer(width, kernel, dropout) for _ in range(layers))
         self.output = nn.Linear(width, width)
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """The layers."""
+        return list(self.layers)
 
     @property
     def taps(self) -> CodeTaps:

@@ -15,12 +15,13 @@ from torch.nn import functional
 
 from hvq.errors import ConfigurationError
 from hvq.priors.attention import AttentionCache, attend, attend_step, make_attention_cache, split_heads
-from hvq.priors.base import PriorLevel, recomputed
+from hvq.priors.base import PriorLevel
 from hvq.priors.causal_convolution import CausalConvolution, CausalState
 from hvq.priors.condition import Condition
 from hvq.priors.raster import RasterPrior, RasterState, embed
 from hvq.priors.step_product import Change, StepProduct
 from hvq.priors.taps import CodeTaps, offsets_above, offsets_before
+from hvq.recomputation import recomputed
 
 
 @dataclass
@@ -267,6 +268,11 @@ class PixelSNAILPrior(RasterPrior):
             for _ in range(blocks)
         )
         self.outputs = nn.ModuleList(_GatedResidual(width, residual_width, 1, dropout) for _ in range(output_blocks))
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """The parts of the blocks, of which there may be a single one, and what follows them."""
+        return [module for module in self.modules() if isinstance(module, (_GatedResidual, _AttentionPart))]
 
     @property
     def taps(self) -> CodeTaps:

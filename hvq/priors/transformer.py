@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from hvq.errors import ConfigurationError
 from hvq.priors.attention import AttentionCache, Turning, attend, attend_step, make_attention_cache, split_heads
-from hvq.priors.base import Prior, PriorLevel, recomputed
+from hvq.priors.base import Prior, PriorLevel
 from hvq.priors.condition import Condition
 from hvq.priors.positions import grid_turns, grid_waves
 from hvq.priors.step_product import Change, Norm, StepProduct, gated_silu, normalized
+from hvq.recomputation import recomputed
 
 # Scale, shift and gate of attention, and of feed-forward.
 _MODULATIONS = 6
@@ -190,6 +191,11 @@ class TransformerPrior(Prior):
         self.head = self._make_head(width)
         self._head_width = width // heads
         self._reset_parameters()
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
 
     def features(self, codes: Tensor, condition: Condition) -> Tensor:
         """Features `[B, *grid, E]` of codes `[B, *grid, G]`."""

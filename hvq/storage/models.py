@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -65,12 +66,18 @@ def encoder_hash(model: Autoencoder) -> str:
 
 def save_autoencoder(folder: Path, model: Autoencoder, description: AutoencoderDescription) -> None:
     """Write an autoencoder's folder, whole or not at all."""
-    _save(folder, model, description)
+    _save(folder, model.state_dict(), description)
 
 
-def save_prior(folder: Path, model: Prior, description: PriorDescription) -> None:
-    """Write a prior's folder, whole or not at all."""
-    _save(folder, model, description)
+def save_prior(folder: Path, weights: Mapping[str, torch.Tensor], description: PriorDescription) -> None:
+    """Write a prior's folder, whole or not at all.
+
+    Args:
+        folder: where it will stand.
+        weights: the prior's `state_dict`, in whole tensors.
+        description: its `config.json`.
+    """
+    _save(folder, weights, description)
 
 
 def load_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderDescription]:
@@ -147,9 +154,11 @@ def load_state(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path, 
 Description = TypeVar("Description", AutoencoderDescription, PriorDescription)
 
 
-def _save(folder: Path, model: nn.Module, description: AutoencoderDescription | PriorDescription) -> None:
+def _save(
+    folder: Path, weights: Mapping[str, torch.Tensor], description: AutoencoderDescription | PriorDescription
+) -> None:
     def write(partial: Path) -> None:
-        write_tensors(partial / WEIGHTS, model.state_dict())
+        write_tensors(partial / WEIGHTS, weights)
         write_json(partial / CONFIG, description.model_dump(mode="json"))
 
     write_folder(folder, write)

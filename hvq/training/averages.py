@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hvq.training.sharding import reshard
+
 
 class WeightAverage:
     """Moving average of all parameters; buffers, codebooks among them, are averages of their own kind and left alone.
@@ -29,6 +31,8 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.decay = decay
+        self._model = model
+        reshard(model)
         self._parameters = dict(model.named_parameters())
         self.tensors = {name: p.detach().clone() for name, p in self._parameters.items()} if decay else {}
 
@@ -53,11 +57,13 @@ class WeightAverage:
     @torch.no_grad()
     def keep(self) -> None:
         """The averaged weights become the model's own, as at the end of training."""
+        reshard(self._model)
         for name, average in self.tensors.items():
             self._parameters[name].copy_(average)
 
     @torch.no_grad()
     def _swap(self) -> None:
+        reshard(self._model)
         for name, average in self.tensors.items():
             parameter = self._parameters[name]
             held: Tensor = parameter.detach().clone()

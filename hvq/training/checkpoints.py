@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from hvq.distributed import Reduction
@@ -23,7 +24,7 @@ from hvq.errors import CheckpointError, StorageError
 from hvq.files import remove_folder, remove_leftovers, writing
 from hvq.training.checkpoint_files import WHAT, CheckpointFolders, Parts, read_checkpoint, write_checkpoint
 from hvq.training.optimization import Optimization
-from hvq.training.state import gather_state, restore_state
+from hvq.training.state import KEPT, gather_state, restore_state
 
 # 3: a folder for each step, with checksums; what is counted between two lines of the log is kept as well.
 FORMAT_VERSION = 3
@@ -38,7 +39,6 @@ _FREE_FIELDS = {
     "skipped_steps",
     "workers",
 }
-_KEPT = "kept"
 
 
 class Kept(Protocol):
@@ -92,7 +92,7 @@ class TrainingCheckpoint:
             StorageError: where the one before could not be written.
         """
         optimization = self.optimization
-        parts = {**gather_state(optimization), _KEPT: self._kept_tensors()}
+        parts = gather_state(optimization, self._kept_tensors())
         if optimization.accelerator.is_main_process:
             self.wait()
             self._writing = self._writer.submit(self._write, optimization.step_number, parts, self._state())
@@ -153,7 +153,7 @@ class TrainingCheckpoint:
     def _kept_tensors(self) -> dict[str, Tensor]:
         reduction = self.optimization.reduction
         return {
-            f"{name}/{key}": tensor.detach().to("cpu", copy=True)
+            f"{name}/{key}": tensor
             for name, kept in self.kept.items()
             for key, tensor in kept.kept_tensors(reduction).items()
         }
@@ -179,16 +179,22 @@ class TrainingCheckpoint:
                 is whole is named.
         """
         steps = self.folders.steps()
-        if step is None and not steps:
+        newest = self._first_finds(steps[-1] if steps else -1)
+        if step is None and newest < 0:
             return False
         if step is not None and step not in steps:
             there = ", ".join(map(str, steps)) or "none"
             raise CheckpointError(f"no {WHAT} of step {step} in {self.folders.path}; there are: {there}")
-        folder = self.folders.of_step(steps[-1] if step is None else step)
+        folder = self.folders.of_step(newest if step is None else step)
         state, parts = self._read(folder)
         self._require_mine(folder, state)
         self._restore(folder, state, parts)
         return True
+
+    def _first_finds(self, step: int) -> int:
+        """What the first process says, for all: shared file systems do not show everyone the same at once."""
+        device = self.optimization.accelerator.device
+        return int(self.optimization.reduction.first(torch.tensor(step, device=device)))
 
     def _read(self, folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
         try:
@@ -220,7 +226,7 @@ class TrainingCheckpoint:
         restore_state(optimization, parts, folder, WHAT)
         for name, kept in self.kept.items():
             prefix = f"{name}/"
-            mine = {key.removeprefix(prefix): t for key, t in parts[_KEPT].items() if key.startswith(prefix)}
+            mine = {key.removeprefix(prefix): t for key, t in parts[KEPT].items() if key.startswith(prefix)}
             kept.take_back(mine, optimization.reduction)
         if state["scaler"] is not None and optimization.accelerator.scaler is not None:
             optimization.accelerator.scaler.load_state_dict(state["scaler"])

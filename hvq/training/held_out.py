@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hvq.distributed import Reduction
 from hvq.errors import DataError
+from hvq.training.sharding import as_shards, reshard
 
 # Share of the best score by which a later one is clearly worse; looks at moving averages differ by less than that.
 _CLEARLY_WORSE = 0.02
@@ -107,7 +108,8 @@ class HeldOutRecord:
         weights = {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
         if not weights:
             raise DataError("the loss on held-out data was never finite; lower learning_rate, or look at the data")
-        model.load_state_dict(weights)
+        reshard(model)
+        model.load_state_dict(as_shards(weights, model.state_dict()))
 
     def kept_tensors(self, reduction: Reduction) -> dict[str, Tensor]:
         """All of it, which is the same on all processes."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 
-from hvq.data import CodeFolder, ordered_batches
+from hvq.data import CodeBatch, CodeFolder, ordered_batches
 from hvq.distributed import Reduction
 from hvq.priors import Prior
 from hvq.priors.likelihood import nats_per_code
@@ -101,7 +103,7 @@ def held_out_nats(prior: Prior, codes: CodeFolder, level: str, chunk_size: int, 
     """Mean nats per code over a split, which the processes share; the same number on all of them."""
     nats = nats_per_code(
         prior,
-        ordered_batches(codes, chunk_size=chunk_size, rank=reduction.rank, processes=reduction.size),
+        _in_equal_turns(codes, chunk_size, reduction),
         level,
         level_names=codes.level_names,
         chunk_size=chunk_size,
@@ -109,3 +111,14 @@ def held_out_nats(prior: Prior, codes: CodeFolder, level: str, chunk_size: int, 
     )
     # What is decided by it, such as the end of training, must be decided alike everywhere, to the last bit.
     return float(reduction.first(torch.tensor(nats, dtype=torch.float64, device=next(prior.parameters()).device)))
+
+
+def _in_equal_turns(codes: CodeFolder, chunk_size: int, reduction: Reduction) -> Iterator[CodeBatch]:
+    """The chunks of this process, and one without rows where others have one more.
+
+    Sharded weights are gathered for every forward, by all processes or by none.
+    """
+    yield from ordered_batches(codes, chunk_size=chunk_size, rank=reduction.rank, processes=reduction.size)
+    chunks = -(-len(codes) // chunk_size)
+    if chunks and reduction.rank >= chunks - (chunks - 1) // reduction.size * reduction.size:
+        yield codes.fetch(np.arange(0))

@@ -9,16 +9,21 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 from accelerate.utils.modeling import get_grad_scaler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from hvq.config import OptimizationConfig
 from hvq.distributed import Reduction, current_reduction
-from hvq.errors import HVQError
+from hvq.errors import ConfigurationError, HVQError
+from hvq.precision import tf32
+from hvq.priors import Prior
 from hvq.quantizers import CodebookStep, Quantizer
 from hvq.randomness import hash_words
 from hvq.training.averages import WeightAverage
 from hvq.training.schedule import learning_rate
+from hvq.training.sharding import is_sharding, plan_shards, register_methods, total_norm
 
 BatchType = TypeVar("BatchType")
 Losses = tuple[Tensor, dict[str, Tensor]]
@@ -70,21 +75,29 @@ class Optimization:
         seed: int,
         quantizers: dict[str, Quantizer] | None = None,
     ) -> None:
-        self.model = model.to(accelerator.device)
+        # What is sharded moves shard by shard, so that no GPU ever holds the whole.
+        self.model = model if is_sharding(accelerator) else model.to(accelerator.device)
         self.config = config
         self.accelerator = accelerator
         self.seed = seed
         self.step_number = 0
-        self.average = WeightAverage(model, decay=config.average_decay)
         self.reduction: Reduction = current_reduction()
         optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas
         )
+        _refuse_what_would_be_ignored(accelerator)
         renew_loss_scale(accelerator)
+        if is_sharding(accelerator):
+            plan_shards(model, accelerator)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        register_methods(model)
+        # Of the parameters as they lie now, which is in shards where they are sharded.
+        self.average = WeightAverage(model, decay=config.average_decay)
         # accelerate has put autocast into the model's own forward, where looks at held-out data would run in it too;
         # `step` opens it for training alone.
         accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        if config.compile:
+            self.wrapped = compiled(self.wrapped)
         self.codebooks = CodebookStep(quantizers or {}, self.optimizer)
         self.stop_requested = False
         self.skipped_in_a_row = 0
@@ -104,13 +117,16 @@ class Optimization:
         for i, batch in enumerate(micro_batches):
             is_last = i == len(micro_batches) - 1
             # Gradients cross the network once, with the last micro-batch.
-            with nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+            sending = nullcontext() if is_last else self.accelerator.no_sync(self.wrapped)
+            with sending, tf32(self.config.tf32):
                 with self.accelerator.autocast():
                     total, terms = losses(batch)
                 self.accelerator.backward(total / len(micro_batches))
             reports.append({"loss": total.detach(), **terms})
         self.accelerator.unscale_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        parameters = list(self.model.parameters())
+        norm = total_norm(parameters)
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
         agreed, counts, stop = self._agree(reports, norm)
         revived = self._finish_step(counts)
         return StepReport(agreed, float(norm), skipped=not counts, revived=revived, stop_requested=stop)
@@ -153,12 +169,48 @@ class Optimization:
         return revived
 
 
+def compiled(model: nn.Module) -> nn.Module:
+    """A prepared model as it is called in training; looks, files and names of parameters are those of the model itself.
+
+    What is sharded is compiled unit by unit, between the collectives.
+    """
+    if not isinstance(model, FSDPModule):
+        return torch.compile(model)  # type: ignore[return-value]  # a module of a kind that torch types as a function
+    assert isinstance(model, Prior)
+    for unit in model.units:
+        unit.forward = torch.compile(unit.forward)
+    return model
+
+
+def _refuse_what_would_be_ignored(accelerator: Accelerator) -> None:
+    processes = current_reduction().size
+    if processes != accelerator.num_processes:
+        raise ConfigurationError(
+            f"{processes} processes run, and accelerate knows of {accelerator.num_processes}; where there is no GPU, "
+            "set ACCELERATE_USE_CPU=true, or leave the making of the accelerator to hvq"
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigurationError(
+            "mixed_precision fp16 takes a GPU, and training is on a CPU, where it would run in float32; set "
+            "mixed_precision to bf16 or no"
+        )
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise ConfigurationError(
+            "accelerate's configuration asks for torch.compile (dynamo_backend); leave it out, and set compile: true "
+            "in autoencoder_training or in priors.<level>.training instead"
+        )
+
+
 def renew_loss_scale(accelerator: Accelerator) -> None:
     """Begin a stage with the loss scale that it would have alone, not with what the stage before has come to."""
     if accelerator.scaler is not None:
         handler = accelerator.scaler_handler
         settings = {} if handler is None else handler.to_kwargs()
-        accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **settings)
+        if is_sharding(accelerator):
+            # The one that accelerate takes for version 2; `get_grad_scaler` knows version 1.
+            accelerator.scaler = torch.amp.GradScaler(accelerator.device.type, **settings)
+        else:
+            accelerator.scaler = get_grad_scaler(accelerator.distributed_type, **settings)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -27,6 +27,7 @@ from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, Optimization
 from hvq.training.processes import describe, make_accelerator
 from hvq.training.seeds import seeded
+from hvq.training.sharding import gather
 
 # Below this many nats a level's codes are all but constant: its codebook has collapsed.
 _LEAST_ENTROPY = 0.01
@@ -59,7 +60,7 @@ def fit_prior(
         init_from: folder of other weights to begin from, unless training is resumed (`begin_from`).
 
     Returns:
-        The trained prior, in evaluation mode, on the accelerator's device.
+        The trained prior, in evaluation mode, on the accelerator's device; in shards, under FSDP.
 
     Raises:
         ConfigurationError: where there is no such level.
@@ -106,8 +107,9 @@ def fit_prior(
     train(optimization, stream, losses, log=log, checkpoint=checkpoint, watch=looks, health=health)
     record.restore(prior)
     looks.summarize()
+    weights = gather(prior.state_dict(), keep=accelerator.is_main_process)
     if accelerator.is_main_process:
-        save_prior(run.prior(level), prior, _describe(stage, codes, level, record.score))
+        save_prior(run.prior(level), weights, _describe(stage, codes, level, record.score))
         checkpoint.remove()
     accelerator.wait_for_everyone()
     return prior.eval()

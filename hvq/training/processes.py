@@ -2,42 +2,90 @@
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, is_tensorboard_available
+from accelerate.state import PartialState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    is_tensorboard_available,
+)
 from torch.distributed import DistError
 
 from hvq.config import RunConfig
-from hvq.errors import ProcessError
+from hvq.errors import ConfigurationError, ProcessError
 from hvq.storage import RunFolder
 from hvq.training.memory import keep_freed_memory
+from hvq.training.sharding import is_sharding
 
 
 def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
-    """The accelerator of a run: devices and processes as the launcher gives them, TensorBoard where it is installed."""
+    """The accelerator of a run: devices and processes as the launcher gives them, TensorBoard where it is installed.
+
+    Raises:
+        ConfigurationError: where the launcher asks for an engine other than DDP and FSDP.
+    """
+    _refuse_other_engines()
     keep_freed_memory()
     # None rather than an empty list, at which accelerate warns.
     trackers = ["tensorboard"] if is_tensorboard_available() else None
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        # Sums over processes and held-out means are float64, which Apple's GPUs do not have.
-        cpu=torch.backends.mps.is_available(),
+        # Sums over processes and held-out means are float64, which Apple's GPUs do not have. And where there is no GPU,
+        # accelerate has to be told, or each process that torchrun starts would take itself for the only one.
+        cpu=torch.backends.mps.is_available() or not torch.accelerator.is_available(),
         # Micro-batches are counted by the training loop; a launcher's own setting would divide the loss once more.
         gradient_accumulation_steps=1,
         log_with=trackers,
         project_dir=str(run.path / "tensorboard"),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],
+        kwargs_handlers=[data_parallel(), InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],
     )
+    _shard_on_cpus(accelerator)
+    return accelerator
+
+
+def data_parallel() -> DistributedDataParallelKwargs:
+    """How DDP works here: no buffer crosses the network, since no forward writes one, and gradients are not copied."""
+    # Of the names that PyTorch has for it, accelerate knows this one.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    return DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def _refuse_other_engines() -> None:
+    for variable, engine in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM")):
+        if _is_set(variable):
+            raise ConfigurationError(
+                f"{engine} is not supported, and {variable} asks for it; take DDP, or FSDP for priors that one GPU "
+                "cannot hold, as recipes/accelerate/ has them"
+            )
+
+
+def _shard_on_cpus(accelerator: Accelerator) -> None:
+    """Take FSDP where it is asked for; of CPU processes accelerate would make DDP without a word."""
+    if _is_set("ACCELERATE_USE_FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        # Where accelerate itself notes it, for every accelerator of this process.
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        accelerator.state.distributed_type = DistributedType.FSDP
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
 def describe(accelerator: Accelerator) -> str:
-    """How many processes run, and on what: what a script says first."""
+    """How many processes run, on what, and whether models lie in shards over them: what a script says first."""
     number = accelerator.num_processes
     processes = "1 process" if number == 1 else f"{number} processes"
-    return f"{processes} on {accelerator.device.type}, precision {accelerator.mixed_precision}"
+    shards = ", in shards" if is_sharding(accelerator) else ""
+    return f"{processes} on {accelerator.device.type}{shards}, precision {accelerator.mixed_precision}"
 
 
 # What gloo says, whose errors are plain ones that name its source files, and NCCL, where the other end is gone.

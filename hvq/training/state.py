@@ -14,39 +14,53 @@ from torch import Tensor
 from hvq.errors import CheckpointError
 from hvq.storage.models import load_state
 from hvq.training.optimization import Optimization
+from hvq.training.sharding import as_shard, as_shards, gather, reshard
 
-PARTS = ("model", "average", "optimizer")
-"""What `gather_state` gives; each is a file of a training checkpoint."""
+KEPT = "kept"
+"""The part of what is kept beside the model."""
 
 
-def gather_state(optimization: Optimization) -> dict[str, dict[str, Tensor]]:
-    """Copies on the CPU of the model's tensors, its averaged weights, and the optimizer's moments, by part."""
+def gather_state(optimization: Optimization, kept: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Copies on the CPU of the model's tensors, its averaged weights, and the optimizer's moments, by part.
+
+    Args:
+        optimization: what is saved.
+        kept: further tensors, a part of their own.
+
+    Returns:
+        Whole tensors, however the model lies, on the main process; none on the others.
+    """
+    reshard(optimization.model)
     parts = {
         "model": optimization.model.state_dict(),
         "average": optimization.average.tensors,
         "optimizer": optimizer_tensors(optimization),
+        KEPT: kept,
     }
-    return {part: {name: _copied(tensor) for name, tensor in tensors.items()} for part, tensors in parts.items()}
+    keep = optimization.accelerator.is_main_process
+    return {part: gather(tensors, keep=keep) for part, tensors in parts.items()}
 
 
 def restore_state(
     optimization: Optimization, parts: Mapping[str, Mapping[str, Tensor]], where: Path, what: str
 ) -> None:
-    """Put back what `gather_state` gave.
+    """Put back what `gather_state` gave, but for the further tensors; every process has read it.
 
     Args:
         optimization: of the same model and settings.
-        parts: tensors by part.
+        parts: whole tensors by part.
         where: they come from, for the error.
         what: they are, for the error ("training checkpoint").
 
     Raises:
         CheckpointError: which names a tensor that is missing, unknown, or of another shape.
     """
-    load_state(optimization.model, dict(parts["model"]), where, what)
+    reshard(optimization.model)
+    model = optimization.model
+    load_state(model, as_shards(parts["model"], model.state_dict()), where, what)
     _require_names(optimization.average.tensors, parts["average"], where, f"average of the {what}")
     for name, tensor in optimization.average.tensors.items():
-        tensor.copy_(parts["average"][name])
+        tensor.copy_(as_shard(parts["average"][name], tensor))
     restore_optimizer(optimization, parts["optimizer"], where, what)
 
 
@@ -68,12 +82,9 @@ def restore_optimizer(optimization: Optimization, tensors: Mapping[str, Tensor],
             raise CheckpointError(f"{what} at {where} has {key} of the optimizer, and the model has no such parameter")
         parameter = parameters[name]
         # AdamW counts its steps in a tensor on the CPU.
-        device = parameter.device if tensor.shape == parameter.shape else tensor.device
-        optimization.optimizer.state[parameter][moment] = tensor.to(device)
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+        is_moment = tensor.shape == parameter.shape
+        moved = as_shard(tensor.to(parameter.device), parameter) if is_moment else tensor
+        optimization.optimizer.state[parameter][moment] = moved
 
 
 def _require_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path, what: str) -> None:

@@ -92,7 +92,7 @@ def test_an_autoencoder_comes_back(tmp_path: Path, autoencoder: Autoencoder, mon
 
 
 def test_a_prior_comes_back(tmp_path: Path, prior: Prior, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_prior(tmp_path / "model", prior, PRIOR_DESCRIPTION)
+    save_prior(tmp_path / "model", prior.state_dict(), PRIOR_DESCRIPTION)
     block_pickle(monkeypatch)
     loaded, description = load_prior(tmp_path / "model")
     assert description == PRIOR_DESCRIPTION
@@ -181,7 +181,7 @@ FAULTS: dict[str, tuple[Callable[[str], Callable[[Path], object]], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_damage_is_named(tmp_path: Path, autoencoder: Autoencoder, prior: Prior, what: str, fault: str) -> None:
     save_autoencoder(tmp_path / "autoencoder", autoencoder, DESCRIPTION)
-    save_prior(tmp_path / "prior", prior, PRIOR_DESCRIPTION)
+    save_prior(tmp_path / "prior", prior.state_dict(), PRIOR_DESCRIPTION)
     damage, sentence = FAULTS[fault]
     damage(what)(tmp_path / what)
     expected = sentence.replace("{first}", FIRST[what]).replace("{what}", what)

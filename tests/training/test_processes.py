@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
+from hvq.config import OptimizationConfig
+from hvq.errors import ConfigurationError
 from hvq.storage import RunFolder
+from hvq.training.optimization import Optimization
 from hvq.training.processes import describe, lost_process, make_accelerator
+from tests.processes import run_in_processes
 from tests.runs import tiny_config
 
 
@@ -48,11 +57,39 @@ def test_what_is_the_fault_of_another_process(error: RuntimeError, sentence: str
         assert re.search(sentence, str(found))
 
 
-@pytest.mark.parametrize("number", [2, 3])
-def test_several(number: int) -> None:
+@pytest.mark.parametrize(("number", "kind"), [(2, DistributedType.MULTI_GPU), (3, DistributedType.FSDP)])
+def test_several(number: int, kind: DistributedType) -> None:
     class Several:
         num_processes = number
+        distributed_type = kind
         device = type("Device", (), {"type": "cuda"})
         mixed_precision = "bf16"
 
-    assert describe(Several()) == f"{number} processes on cuda, precision bf16"  # type: ignore[arg-type]
+    shards = ", in shards" if kind == DistributedType.FSDP else ""
+    assert describe(Several()) == f"{number} processes on cuda{shards}, precision bf16"  # type: ignore[arg-type]
+
+
+# --- started by torchrun, which says nothing of devices -----------------------------------------------------------
+
+
+def _know_each_other(folder: str) -> int:
+    del os.environ["ACCELERATE_USE_CPU"]
+    config = tiny_config(Path(folder))
+    return make_accelerator(config, RunFolder(Path(folder))).num_processes
+
+
+@pytest.mark.processes
+def test_processes_know_each_other(tmp_path: Path) -> None:
+    assert run_in_processes(_know_each_other, 2, str(tmp_path)) == [2, 2]
+
+
+def _do_not_know_each_other() -> None:
+    del os.environ["ACCELERATE_USE_CPU"]
+    with pytest.raises(ConfigurationError, match=r"2 processes run, and accelerate knows of 1; .* ACCELERATE_USE_CPU"):
+        Optimization(nn.Linear(2, 1), OptimizationConfig(), Accelerator(), seed=0)
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="accelerate finds the processes by their GPUs")
+def test_an_accelerator_that_does_not_know_them_is_refused() -> None:
+    run_in_processes(_do_not_know_each_other, 2)

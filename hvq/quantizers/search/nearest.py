@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hvq.errors import ConfigurationError, DataError
+from hvq.precision import tf32
 from hvq.quantizers.search import faiss_search, native, triton_search
 from hvq.quantizers.search.plain import nearest_plain
 
@@ -76,7 +77,9 @@ def _search(latents: Tensor, codebook: Tensor, alive: Tensor | None, backend: st
     chosen = _choose(backend, latents, codebook)
     with torch.autocast(latents.device.type, enabled=False):
         if chosen == "torch":
-            return nearest_plain(latents, codebook, alive)
+            # Training may round products to TF32; which code is nearest is decided in full.
+            with tf32(False):
+                return nearest_plain(latents, codebook, alive)
         if chosen == "triton":
             return triton_search.nearest_triton(latents, codebook, alive)
         return _on_cpu(chosen, latents, codebook, alive)
