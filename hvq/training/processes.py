@@ -88,7 +88,9 @@ def describe(accelerator: Accelerator) -> str:
     return f"{processes} on {accelerator.device.type}{shards}, precision {accelerator.mixed_precision}"
 
 
-# What gloo says, whose errors are plain ones that name its source files, and NCCL, where the other end is gone.
+# Errors of gloo are plain ones, which name its source files, but for one.
+_OF_GLOO = re.compile("gloo/|timeout caused pair closure", re.I)
+# What it says, and NCCL, where the other end is gone.
 _GONE = re.compile("closed by peer|reset by peer|broken pipe|socket closed|remote process exit|ncclRemoteError", re.I)
 _SILENT = re.compile("timed out|timeout", re.I)
 
@@ -102,7 +104,7 @@ def lost_process(error: RuntimeError) -> ProcessError | None:
     True
     """
     message = str(error)
-    if not isinstance(error, DistError) and "gloo/" not in message:
+    if not isinstance(error, DistError) and not _OF_GLOO.search(message):
         return None
     if _GONE.search(message):
         return ProcessError("another process of this run has ended; see what it said, mend that, and start again")

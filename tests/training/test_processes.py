@@ -41,6 +41,7 @@ GLOO = "[/src/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] "
             RuntimeError(GLOO + "Timed out waiting 4500ms for recv operation"),
             r"answer for 4.5 seconds \(process_timeout\)",
         ),
+        (RuntimeError("Application timeout caused pair closure"), r"did not answer \(process_timeout\): see"),
         (DistStoreError("wait timeout after 600000ms, keys: /default_pg/0"), "did not answer for 600 seconds"),
         (DistBackendError("NCCL error: ncclRemoteError: A call failed"), "has ended"),
         (DistBackendError("NCCL error: unhandled cuda error"), None),
