@@ -21,13 +21,14 @@ def test_workers_outlive_signals_and_end_with_their_stream(number: signal.Signal
     expected = [batches[0].indices.tolist() for batches in islice(TrainingStream(images, batch_size=5), 40)]
     others = _children()
     stream = iter(TrainingStream(images, batch_size=5, workers=2))
-    found = next(stream)[0].indices.tolist()
+    # One of each worker, so that both have begun.
+    found = [batches[0].indices.tolist() for batches in islice(stream, 2)]
     children = _children() - others
     assert len(children) == 2
     for child in children:
         os.kill(child, number)
-    later = [batches[0].indices.tolist() for batches in islice(stream, 39)]
-    assert [found, *later] == expected
+    later = [batches[0].indices.tolist() for batches in islice(stream, 38)]
+    assert [*found, *later] == expected
     del stream
     deadline = time.monotonic() + 10
     while _children() & children and time.monotonic() < deadline:
