@@ -309,7 +309,8 @@ def _undecoded(rows: Any, features: dict[str, Any], column: str) -> Any:
 
 
 def _texts(labels: Sequence[Any]) -> list[str]:
-    return ["" if label is None else str(label).replace("\0", "?") for label in labels]
+    """Labels as text, empty for what stands for none."""
+    return ["" if label is None or label == -1 else str(label).replace("\0", "?") for label in labels]
 
 
 def _classes(parts: Sequence[_Split], name: str) -> tuple[tuple[str, ...], list[Indices | None]]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -200,6 +200,11 @@ class StreamedImages(EncodedImages):
         return 2 * self._streaming.window * self._streaming.lanes
 
     @property
+    def window(self) -> int:
+        """Samples within which each lane is shuffled."""
+        return self._streaming.window
+
+    @property
     def most_open(self) -> int:
         """Shards that a reader has open at the same time: in each lane, those that lie within a window."""
         in_window = math.ceil(self._streaming.window * len(self.place.counts) / max(1, len(self)))
@@ -243,7 +248,7 @@ class StreamReader:
         self._held: dict[int, bytes] = {}
         # For each shard, the samples that are due and not yet read, by row.
         self._unread: defaultdict[int, dict[int, int]] = defaultdict(dict)
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open: list[_OpenShard] = []
 
     def expect(self, indices: Indices) -> None:
         """Be told of samples that will be fetched, once for each time that they will be."""
@@ -284,22 +289,28 @@ class StreamReader:
     def _read_up_to(self, index: int) -> None:
         shard, row = self._images.place.one(index)
         unread = self._unread[shard]
-        opened = self._opened(shard, row, min(unread))
+        # What lies further back is of another lane, which comes to it later.
+        opened = self._opened(shard, row, min(due for due in unread if due > row - self._images.window))
         while index not in self._held:
             found, data = opened.next()
             if data is not None:
                 self._held[unread.pop(found)] = data
 
     def _opened(self, shard: int, row: int, first: int) -> _OpenShard:
-        """A shard that is open at or before `row`; a newly opened one begins at the first row that is due."""
-        opened = self._open.pop(shard, None)
-        if opened is None or opened.row > row:
-            if opened is not None:
-                opened.close()
+        """A shard that is open at or before `row`, as near as can be; a newly opened one begins at row `first`.
+
+        Where one lane ends in a shard and the next begins, it is open twice.
+        """
+        near = [opened for opened in self._open if opened.shard == shard and opened.row <= row]
+        if near:
+            opened = max(near, key=lambda one: one.row)
+            self._open.remove(opened)
+        else:
             opened = _OpenShard(self._images, shard, first, self._unread[shard])
-        self._open[shard] = opened
+        self._open.append(opened)
+        # The one that has not been read from for longest.
         while len(self._open) > self._images.most_open:
-            self._open.popitem(last=False)[1].close()
+            self._open.pop(0).close()
         return opened
 
 
@@ -308,7 +319,7 @@ class _OpenShard:
 
     def __init__(self, images: StreamedImages, shard: int, first: int, unread: dict[int, int]) -> None:
         self.row = first
-        self._shard = shard
+        self.shard = shard
         self._where = images.shards.where
         self._rows = images.shards.rows(shard, first, unread.__contains__)
 
@@ -316,7 +327,7 @@ class _OpenShard:
         try:
             row, data = next(self._rows)
         except StopIteration:
-            place, _ = self._where(self._shard, self.row)
+            place, _ = self._where(self.shard, self.row)
             raise DataError(
                 f"image {place} is not there: the shard holds fewer images than when it was first read; put the old "
                 "one back, or start again"

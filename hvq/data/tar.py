@@ -118,9 +118,7 @@ def _status(shard: Shard) -> os.stat_result:
     try:
         return os.stat(shard.address)
     except OSError as error:
-        raise DataError(
-            f"shard {shard.address} cannot be read ({error}); set data.train to shards that exist"
-        ) from None
+        raise DataError(f"shard {shard.address} cannot be read ({error}); name shards that exist") from None
 
 
 def _to_arrays(index: ShardIndex) -> Arrays:
@@ -213,7 +211,7 @@ def _label(sample: dict[str, Any], label_key: str | None) -> str:
         raise ValueError(f"the class of sample {sample['__key__']!r} cannot be read ({error})") from None
     if isinstance(value, bool) or not isinstance(value, int | str) or "\0" in str(value):
         raise ValueError(f"the class of sample {sample['__key__']!r} must be a number or a name; it is {value!r}")
-    return str(value)
+    return "" if str(value) == "-1" else str(value)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
