@@ -69,8 +69,9 @@ def convert(picture: Image.Image, channels: int) -> Image.Image:
         values += 128
         values //= 257
         picture = Image.fromarray(values.astype(np.uint8))
+        del values
     if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        above = picture.convert("RGBA")
+        above = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         picture = Image.new("RGB", above.size, "white")
         picture.paste(above, mask=above.getchannel("A"))
     wanted = "L" if channels == 1 else "RGB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import islice
 
 import numpy as np
@@ -177,3 +178,16 @@ def test_a_stretch_of_a_source(start: int, stop: int | None, lengths: list[int],
         for rank in range(2)
     ]
     assert sorted(keys_of([*shared[0], *shared[1]])) == keys_of(found)
+
+
+class _Deadly(TensorImages):
+    def picture(self, index: int, position: tuple[float, float]) -> torch.Tensor:
+        if index == 5:
+            os._exit(1)
+        return super().picture(index, position)
+
+
+def test_a_worker_that_is_killed_is_one_sentence() -> None:
+    deadly = _Deadly(torch.zeros(7, 1, 3, 3, dtype=torch.uint8))
+    with pytest.raises(DataError, match=r"ended from outside .*: lower data\.workers"):
+        list(ordered_batches(deadly, chunk_size=2, workers=1))
