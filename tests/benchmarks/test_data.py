@@ -26,9 +26,12 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def benchmark(load_benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def benchmark(
+    load_benchmark: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> ModuleType:
     data = load_benchmark("data")
-    monkeypatch.setenv("HVQ_CACHE", "replaced by the benchmark, and put back")
+    # The benchmark sets one of its own; the one before comes back with the end of the test.
+    monkeypatch.setenv("HVQ_CACHE", str(tmp_path / "cache"))
     data.SIZE, data.BATCH, data.WARM = (7, 5), 3, 1
     return data
 
