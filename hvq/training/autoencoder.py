@@ -73,7 +73,6 @@ def fit_autoencoder(
         optimization,
         config.parts(*_SETTINGS),
         kept={"window": window, "health": health},
-        last=training.keep_checkpoints,
     )
     resumed = beginning.restore(checkpoint)
     if resume and not resumed and run.autoencoder.exists():
@@ -83,13 +82,7 @@ def fit_autoencoder(
     if accelerator.is_main_process:
         # Not before: what is refused above leaves the configuration of an earlier run as it was.
         run.save_config(config)
-    log = TrainingLog(
-        stage=STAGE,
-        file=run.metrics_lines,
-        accelerator=accelerator,
-        steps=training.steps,
-        start_step=optimization.step_number,
-    )
+    log = TrainingLog.of(STAGE, run, optimization)
     log.say(f"training the autoencoder on {len(sources.train)} images: {describe(accelerator)}")
     log.say(begun, checkpoint.begin(resumed=resumed))
     if needs_codebooks(model):

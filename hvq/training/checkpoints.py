@@ -61,7 +61,6 @@ class TrainingCheckpoint:
         optimization: what is saved and restored.
         settings: what the stage depends on, as plain values; a checkpoint of others is refused.
         kept: what else is saved and restored, by name.
-        last: how many of the last are kept.
     """
 
     def __init__(
@@ -71,7 +70,6 @@ class TrainingCheckpoint:
         settings: Mapping[str, Any],
         *,
         kept: Mapping[str, Kept] | None = None,
-        last: int = 2,
     ) -> None:
         self.folders = CheckpointFolders(folder)
         self.optimization = optimization
@@ -79,7 +77,6 @@ class TrainingCheckpoint:
         self.best_score: float | None = None
         self.best_step: int | None = None
         self._settings = _comparable(settings)
-        self._last = last
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -132,7 +129,7 @@ class TrainingCheckpoint:
 
     def _write(self, step: int, parts: Parts, state: Mapping[str, Any]) -> None:
         write_checkpoint(self.folders.of_step(step), parts, state)
-        self.folders.keep(self._last, state["best_step"])
+        self.folders.keep(self.optimization.config.keep_checkpoints, state["best_step"])
 
     def _state(self) -> dict[str, Any]:
         scaler = self.optimization.accelerator.scaler

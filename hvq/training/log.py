@@ -7,12 +7,14 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from hvq.files import flush, read_json_lines, write_file, writing
+from hvq.storage import RunFolder
+from hvq.training.optimization import Optimization
 
 
 class TrainingLog:
@@ -38,6 +40,17 @@ class TrainingLog:
             accelerator.init_trackers("training")
         self._bar = progress_bar(steps, stage, "step", accelerator, initial=start_step)
         self.start_clock()
+
+    @classmethod
+    def of(cls, stage: str, run: RunFolder, optimization: Optimization) -> Self:
+        """The log of a stage of a run, from the optimization's step on."""
+        return cls(
+            stage=stage,
+            file=run.metrics_lines,
+            accelerator=optimization.accelerator,
+            steps=optimization.config.steps,
+            start_step=optimization.step_number,
+        )
 
     def start_clock(self) -> None:
         """What `samples_per_second` measures begins now."""

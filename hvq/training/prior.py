@@ -81,7 +81,6 @@ def fit_prior(
         optimization,
         _settings(config, stage, codes),
         kept={"record": record, "health": health},
-        last=stage.training.keep_checkpoints,
     )
     resumed = beginning.restore(checkpoint)
     if resume and not resumed and run.prior(level).exists():
@@ -93,13 +92,7 @@ def fit_prior(
     if accelerator.is_main_process:
         # Later stages read it there: how codes are drawn is a part of it.
         run.save_config(config)
-    log = TrainingLog(
-        stage=name,
-        file=run.metrics_lines,
-        accelerator=accelerator,
-        steps=stage.training.steps,
-        start_step=optimization.step_number,
-    )
+    log = TrainingLog.of(name, run, optimization)
     log.say(f"training the prior of level {level} on {len(codes)} grids of codes: {describe(accelerator)}")
     log.say(begun, checkpoint.begin(resumed=resumed))
     looks = CodeLooks(held_out, level, config.chunk_size, optimization, record, log)

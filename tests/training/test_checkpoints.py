@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,10 @@ from tests.runs import changed, differing, tiny_config
 PARTS = ("seed", "autoencoder", "autoencoder_training")
 
 
-def _optimization(config: RunConfig, steps: int) -> Optimization:
+def _optimization(config: RunConfig, steps: int, **fields: Any) -> Optimization:
     torch.manual_seed(steps)
-    optimization = Optimization(nn.Linear(5, 3), config.priors["top"].training, Accelerator(), seed=0)
+    training = config.priors["top"].training.model_copy(update=fields)
+    optimization = Optimization(nn.Linear(5, 3), training, Accelerator(), seed=0)
 
     def losses(batch: Tensor) -> Losses:
         return optimization.wrapped(batch).square().mean(), {}
@@ -57,10 +59,10 @@ class _Counts:
 
 
 def _saved(
-    folder: Path, optimization: Optimization, config: RunConfig, *, last: int = 2, score: float | None = None
+    folder: Path, optimization: Optimization, config: RunConfig, *, score: float | None = None
 ) -> TrainingCheckpoint:
     counts = _Counts(torch.arange(optimization.step_number))
-    checkpoint = TrainingCheckpoint(folder, optimization, config.parts(*PARTS), kept={"counts": counts}, last=last)
+    checkpoint = TrainingCheckpoint(folder, optimization, config.parts(*PARTS), kept={"counts": counts})
     if score is not None:
         checkpoint.offer(score)
     with checkpoint:
@@ -125,8 +127,8 @@ def test_the_newest_is_taken_or_the_one_that_is_named(folder: Path, config: RunC
 
 
 def test_the_last_few_and_the_best_are_kept(tmp_path: Path, config: RunConfig) -> None:
-    optimization = _optimization(config, 0)
-    checkpoint = TrainingCheckpoint(tmp_path, optimization, {}, last=3)
+    optimization = _optimization(config, 0, keep_checkpoints=3)
+    checkpoint = TrainingCheckpoint(tmp_path, optimization, {})
     for step, score in enumerate([5.0, 2.0, 4.0, 2.0, float("nan"), 3.0], start=1):
         optimization.step_number = step
         checkpoint.offer(score)
@@ -284,7 +286,7 @@ def test_damage_is_refused(folder: Path, config: RunConfig, damage: Callable[[Pa
 def test_where_the_newest_is_damaged_the_newest_whole_one_is_offered(folder: Path, config: RunConfig) -> None:
     folders = CheckpointFolders(folder)
     for step in (5, 7, 11):
-        _saved(folder, _optimization(config, step), config, last=9)
+        _saved(folder, _optimization(config, step, keep_checkpoints=9), config)
     for step, name in ((7, "kept.safetensors"), (11, "optimizer.safetensors")):
         _flip(name)(folders.of_step(step))
     with pytest.raises(

@@ -21,7 +21,7 @@ from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, NotFiniteError, Optimization, StepReport
 
 CONFIG = OptimizationConfig(
-    steps=7, warmup_steps=0, average_decay=0.9, log_every=3, evaluate_every=2, checkpoint_every=4
+    steps=7, warmup_steps=0, average_decay=0.9, log_every=3, evaluate_every=2, checkpoint_every=4, keep_checkpoints=99
 )
 
 
@@ -36,7 +36,7 @@ class _Recorder:
         self.optimization = Optimization(self.layer, config, Accelerator(), seed=0)
         self.optimization.step_number = start
         self.file = folder / "metrics.jsonl"
-        self.checkpoint = TrainingCheckpoint(folder / "checkpoint", self.optimization, {}, last=99)
+        self.checkpoint = TrainingCheckpoint(folder / "checkpoint", self.optimization, {})
         self.calls: list[tuple[str, int]] = []
         self.looked_at: list[Tensor] = []
         self.observed: list[float] = []

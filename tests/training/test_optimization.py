@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from hvq.autoencoders import Autoencoder, AutoencoderLoss, convolutional_autoencoder
@@ -170,15 +169,7 @@ def test_only_weights_of_two_dimensions_decay() -> None:
     assert [group["weight_decay"] for group in parameter_groups(model, 0.3)] == [0.3, 0.0]
 
 
-@pytest.fixture
-def _fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps its precision for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("_fresh_accelerate")
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_autocast_is_for_training_alone() -> None:
     layer = nn.Linear(5, 3)
     optimization = Optimization(layer, CONFIG, Accelerator(mixed_precision="bf16"), seed=0)

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,14 +156,6 @@ def test_four_micro_batches_equal_one_batch(
     _assert_close(whole, parted)
 
 
-@pytest.fixture
-def _fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps its precision for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @dataclass
 class _Dtypes:
     """What a prior computes in: its logits, and the loss of them."""
@@ -188,7 +180,7 @@ class _Dtypes:
         patch.setattr(functional, "cross_entropy", recorded_loss)
 
 
-@pytest.mark.usefixtures("_fresh_accelerate")
+@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("kind", PRIORS)
 def test_under_bf16_it_learns_as_in_float32(
     trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

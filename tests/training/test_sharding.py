@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
@@ -230,15 +228,7 @@ def test_settings_that_are_not_supported_are_refused(fields: dict[str, Any], way
         plan_shards(TransformerPrior(codebook_size=7, width=8, layers=1, heads=2), accelerator)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def _fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps its launcher's settings for the whole process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("_fresh_accelerate")
+@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("engine", ["DEEPSPEED", "MEGATRON_LM"])
 def test_other_engines_are_refused(
     trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
