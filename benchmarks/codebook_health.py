@@ -22,7 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hvq.autoencoders import Autoencoder, AutoencoderLoss, build_autoencoder, initialize_codebooks
+from hvq.autoencoders import (
+    Autoencoder,
+    AutoencoderLoss,
+    build_autoencoder,
+    initialize_codebooks,
+    weights_channels_last,
+)
 from hvq.config import ArrayConfig, AutoencoderConfig
 from hvq.data import ImageSource, build_sources, ordered_batches
 from hvq.data.pixels import bytes_to_model
@@ -134,7 +140,7 @@ def run_cell(kind: str, codebook_size: int, width: int, train_images: Tensor, he
     """Train and measure one cell."""
     started = time.perf_counter()
     torch.manual_seed(0)
-    model = build_autoencoder(level_of(kind, codebook_size, width)).to(memory_format=torch.channels_last)
+    model = weights_channels_last(build_autoencoder(level_of(kind, codebook_size, width)))
     train(model, train_images, steps)
     usage, perplexity, mse = measure(model, held_out)
     return Cell(kind, codebook_size, width, steps, usage, perplexity, mse, time.perf_counter() - started)

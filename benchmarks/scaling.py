@@ -122,11 +122,10 @@ class Stopwatch:
 
 def autoencoder_step(size: int, batch: int) -> tuple[Callable[[], Any], Stopwatch]:
     """One training step of the autoencoder, and the time in its codebook step."""
-    from hvq.autoencoders import AutoencoderLoss, build_autoencoder
+    from hvq.autoencoders import AutoencoderLoss, build_autoencoder, weights_channels_last
     from hvq.training.optimization import Losses, Optimization
 
-    model = build_autoencoder(AutoencoderConfig.model_validate(AUTOENCODER)).train()
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = weights_channels_last(build_autoencoder(AutoencoderConfig.model_validate(AUTOENCODER)).train())
     optimization = Optimization(model, OptimizationConfig(), make_accelerator(), seed=0, quantizers=model.quantizers)
     loss = AutoencoderLoss()
     # Smooth, as pictures are: codes of noise would be of another kind.

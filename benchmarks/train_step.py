@@ -39,7 +39,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from hvq.autoencoders import Autoencoder, AutoencoderLoss, convolutional_autoencoder, initialize_codebooks
+from hvq.autoencoders import (
+    Autoencoder,
+    AutoencoderLoss,
+    convolutional_autoencoder,
+    initialize_codebooks,
+    weights_channels_last,
+)
 from hvq.config import FolderConfig, OptimizationConfig, PhotosConfig
 from hvq.data import Sources, TrainingStream, build_sources, ordered_batches
 from hvq.data.pixels import bytes_to_model
@@ -138,7 +144,7 @@ def build_own() -> Autoencoder:
 def own_contender(precision: str, mode: str, config: OptimizationConfig, device: str) -> Contender:
     """A step of the project's own training."""
     keep_freed_memory()
-    model = build_own().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model = weights_channels_last(build_own()).train()
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
     optimization = Optimization(model, config, accelerator, seed=0, quantizers=model.quantizers)
     called = torch.compile(optimization.wrapped, fullgraph=True) if mode == "compiled" else optimization.wrapped

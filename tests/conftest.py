@@ -45,3 +45,12 @@ def _memory_as_it_is() -> Iterator[None]:
 def _same_random_numbers() -> None:
     """Tests may draw from torch's global generator and still see the same numbers every time, in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def hub_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of the test for `datasets`, which reads its settings once; and nothing is looked for elsewhere."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

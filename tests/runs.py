@@ -214,3 +214,14 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> l
     """Names of tensors that are not equal to the last bit, or that only one side has."""
     names = sorted(one.keys() | other.keys())
     return [n for n in names if n not in one or n not in other or not torch.equal(one[n], other[n])]
+
+
+def numbers_of(metrics: dict[str, Any], path: str = "") -> dict[str, float]:
+    """All numbers of `metrics.json` by dotted path, but for seconds."""
+    found: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, dict) and name != "seconds":
+            found |= numbers_of(value, f"{path}{name}.")
+        elif isinstance(value, int | float):
+            found[f"{path}{name}"] = value
+    return found

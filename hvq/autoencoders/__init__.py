@@ -3,7 +3,7 @@
 from hvq.autoencoders.build import build_autoencoder, check_autoencoder, convolutional_autoencoder
 from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, Enlargement, ResidualBlock
 from hvq.autoencoders.initialization import initialize_codebooks
-from hvq.autoencoders.level import Level
+from hvq.autoencoders.level import Level, weights_channels_last
 from hvq.autoencoders.losses import AutoencoderLoss
 from hvq.autoencoders.stack import Autoencoder, AutoencoderResult
 
@@ -20,4 +20,5 @@ __all__ = [
     "check_autoencoder",
     "convolutional_autoencoder",
     "initialize_codebooks",
+    "weights_channels_last",
 ]

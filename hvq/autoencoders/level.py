@@ -5,10 +5,14 @@ Letters: B batch, F feature channels, E context channels, D code dimension, `*gr
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from hvq.quantizers import Quantizer
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Level(nn.Module):
@@ -79,6 +83,19 @@ def join(*tensors: Tensor | None) -> Tensor:
     # One memory layout whatever made the tensors, so that decoding codes repeats the forward's arithmetic exactly.
     there = [channels_last(tensor) for tensor in tensors if tensor is not None]
     return there[0] if len(there) == 1 else torch.cat(there, dim=1)
+
+
+def weights_channels_last(model: Model) -> Model:
+    """The model, its weights channels last in memory, which is the layout of convolutions that are fastest.
+
+    Those of one input channel lie so in any case. They keep the strides of plain tensors, which their gradients have
+    too: DistributedDataParallel compares strides, of axes of length 1 as well.
+    """
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for parameter in model.parameters():
+        if parameter.dim() == 4 and parameter.shape[1] == 1:
+            parameter.data = parameter.data.reshape(-1).view(parameter.shape)
+    return model
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
 _BUILDERS = ("parquet", "arrow", "imagefolder")
 _WHAT = "hub"
 _ROWS_AT_ONCE = 64
+_MOST_SHARDS, _LEAST_ROWS = 64, 128
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,13 @@ def _load_saved(name: str, *, streamed: bool) -> _Loaded:
     origin = repr({split: rows._fingerprint for split, rows in splits.items()})
     if streamed:
         # Any row is had at once; as shards they go the way of others.
-        splits = {split: rows.to_iterable_dataset(num_shards=min(len(rows), 64)) for split, rows in splits.items()}
+        splits = {split: rows.to_iterable_dataset(num_shards=_shards_of(len(rows))) for split, rows in splits.items()}
     return _Loaded(name, splits, origin, lambda split, column: splits[split].select_columns([column]))
+
+
+def _shards_of(rows: int) -> int:
+    """Into how many shards a saved split is cut: not so many that opening them takes longer than reading them."""
+    return min(_MOST_SHARDS, max(1, rows // _LEAST_ROWS))
 
 
 def _arguments(name: str, configuration: str | None) -> dict[str, Any]:
@@ -269,7 +275,7 @@ class _Split:
 
     def _counted(self) -> Arrays:
         column = self._label or next(iter(self._others), None)
-        rows = self._rows if column is None else self._loaded.narrow(self._split, column)
+        rows = self._rows if column is None else self._loaded.narrow(self._split, column).with_format("arrow")
         counts, labels = list[int](), list[str]()
         for shard in range(rows.num_shards):
             counts.append(0)
@@ -427,7 +433,7 @@ def _opened(value: Any) -> BinaryIO:
 
 
 def _tables(rows: Any, shard: int, first: int) -> Iterator[Any]:
-    """The rows of one shard of a streamed split from `first` on, some at a time."""
+    """The rows of one shard of a streamed split in arrow format from `first` on, some at a time."""
     part = rows.shard(num_shards=rows.num_shards, index=shard)
     # `iter`, since iterating itself would leave rows to other workers of the loader.
-    yield from (part.skip(first) if first else part).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE)
+    yield from (part.skip(first) if first else part).iter(batch_size=_ROWS_AT_ONCE)

@@ -289,15 +289,14 @@ class StreamReader:
     def _read_up_to(self, index: int) -> None:
         shard, row = self._images.place.one(index)
         unread = self._unread[shard]
-        # What lies further back is of another lane, which comes to it later.
-        opened = self._opened(shard, row, min(due for due in unread if due > row - self._images.window))
+        opened = self._opened(shard, row)
         while index not in self._held:
             found, data = opened.next()
             if data is not None:
                 self._held[unread.pop(found)] = data
 
-    def _opened(self, shard: int, row: int, first: int) -> _OpenShard:
-        """A shard that is open at or before `row`, as near as can be; a newly opened one begins at row `first`.
+    def _opened(self, shard: int, row: int) -> _OpenShard:
+        """A shard that is open at or before `row`, as near as can be; newly, it is opened at the first row that is due.
 
         Where one lane ends in a shard and the next begins, it is open twice.
         """
@@ -306,7 +305,10 @@ class StreamReader:
             opened = max(near, key=lambda one: one.row)
             self._open.remove(opened)
         else:
-            opened = _OpenShard(self._images, shard, first, self._unread[shard])
+            unread, window = self._unread[shard], self._images.window
+            # What lies further back is of another lane, which comes to it later.
+            first = min(due for due in unread if due > row - window)
+            opened = _OpenShard(self._images, shard, first, unread)
         self._open.append(opened)
         # The one that has not been read from for longest.
         while len(self._open) > self._images.most_open:

@@ -9,7 +9,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hvq.autoencoders import Autoencoder, AutoencoderLoss, build_autoencoder, check_autoencoder, initialize_codebooks
+from hvq.autoencoders import (
+    Autoencoder,
+    AutoencoderLoss,
+    build_autoencoder,
+    check_autoencoder,
+    initialize_codebooks,
+    weights_channels_last,
+)
 from hvq.autoencoders.initialization import needs_codebooks
 from hvq.config import RunConfig
 from hvq.data import Batch, ImageSource, Sources, TrainingStream, build_sources
@@ -109,9 +116,7 @@ def _already_trained(run: RunFolder, accelerator: Accelerator) -> Autoencoder:
 
 def _build(config: RunConfig) -> Autoencoder:
     with seeded(config.seed, STAGE):
-        model = build_autoencoder(config.autoencoder)
-    # Channels last is the layout in which convolutions are fastest, on CPUs and GPUs alike.
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return weights_channels_last(build_autoencoder(config.autoencoder))
 
 
 def _require_codebooks(model: Autoencoder, frozen_levels: Collection[str]) -> None:

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hvq.autoencoders import Autoencoder, AutoencoderLoss, Level
+from hvq.autoencoders import (
+    Autoencoder,
+    AutoencoderLoss,
+    Level,
+    convolutional_autoencoder,
+    weights_channels_last,
+)
 from hvq.errors import ConfigurationError, DataError, HVQError
 from hvq.level_names import default_level_names
 from hvq.quantizers import CodebookStep, VectorQuantizer
@@ -346,6 +352,22 @@ def test_features_lie_channels_last_whatever_the_images_do(layout: torch.memory_
     assert len(seen) > 10
     assert all(seen)
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gradients_lie_as_weights_do(channels: int) -> None:
+    level = {"width": 8, "residual_width": 4, "codebook_size": 7, "code_dimension": 5}
+    levels = {"top": {**level, "ratio": 2}, "bottom": {**level, "ratio": 4}}
+    decoder = {"width": 8, "residual_width": 4}
+    plain = convolutional_autoencoder(channels=channels, levels=levels, decoder=decoder)
+    before = {name: weight.clone() for name, weight in plain.state_dict().items()}
+    model = weights_channels_last(plain)
+    result, images = model(torch.rand(2, channels, 16, 24)), torch.rand(2, channels, 16, 24)
+    AutoencoderLoss()(result, images)[0].backward()
+    for name, weight in model.named_parameters():
+        assert weight.is_contiguous(memory_format=torch.channels_last if weight.dim() == 4 else torch.contiguous_format)
+        assert weight.grad is None or weight.grad.stride() == weight.stride(), name
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
 
 
 @either_view

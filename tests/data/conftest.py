@@ -15,12 +15,3 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("HVQ_CACHE", str(folder))
     return folder
-
-
-@pytest.fixture
-def hub_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for the package `datasets`, which reads its settings once; and nothing is looked for elsewhere."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

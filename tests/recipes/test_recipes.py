@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,6 +28,7 @@ from tests.runs import (
     changed,
     differing,
     files_below,
+    numbers_of,
     run_recipe,
     tensors_below,
     write_config,
@@ -191,19 +191,9 @@ def test_two_processes_draw_the_samples_that_one_draws(trained_run: TrainedRun, 
     assert pictures[0] == pictures[1]
 
 
-def _numbers(metrics: dict[str, Any], path: str = "") -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, dict) and name != "seconds":
-            found |= _numbers(value, f"{path}{name}.")
-        elif isinstance(value, int | float):
-            found[f"{path}{name}"] = value
-    return found
-
-
 @pytest.mark.processes
 def test_two_processes_measure_what_one_measures(trained_run: TrainedRun, two_processes: TwoProcesses) -> None:
-    one, two = (_numbers(read_json(run.metrics_file, "metrics")) for run in (trained_run.run, two_processes.run))
+    one, two = (numbers_of(read_json(run.metrics_file, "metrics")) for run in (trained_run.run, two_processes.run))
     assert {"reconstruction.mse", "levels.top.usage", "priors.bottom.held_out_nats"} <= one.keys()
     assert "classification_accuracy_score.generated" in one
     assert two == pytest.approx(one, rel=1e-6)
