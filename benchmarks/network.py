@@ -8,7 +8,7 @@ which the printed tables repeat. `recipes/accelerate/README.md` shows them.
 
     gradients, DDP          2 (p - 1) / p x 4 bytes x parameters, while the backward pass goes on
     weights, FSDP           3 (p - 1) / p x 4 bytes x parameters: gathered for the forward and the backward pass of each
-                            micro-batch, and gradients scattered once, while both go on
+                            micro-batch, and its gradients scattered, while both go on
     codebooks               2 (p - 1) / p x 8 bytes x (K + K x D + candidates), after the backward pass
 """
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     partial = _beside(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
+        _clear_leftovers(path.parent, f".{escape(path.name)}.")
         partial.mkdir()
         try:
             write(partial)
@@ -105,7 +106,7 @@ def _put(partial: Path, path: Path) -> None:
     if _exchange(partial, path):
         return
     # Two renames, where the system knows no exchange: killed between them, the old folder is the one that ends in
-    # OLD, and `remove_leftovers` gives it back its name.
+    # OLD, and the next writer gives it back its name.
     old = _beside(path, OLD)
     os.replace(path, old)
     try:
@@ -131,11 +132,16 @@ def _remove(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Clear a folder of what writers that were killed have left, files and folders; for its only writer to call."""
-    for path in folder.glob(f".*{OLD}"):
+    _clear_leftovers(folder, ".")
+
+
+def _clear_leftovers(folder: Path, prefix: str) -> None:
+    """Clear what writers have left under names that begin so; an old folder is put back where there is no new one."""
+    for path in folder.glob(f"{prefix}*{OLD}"):
         original = path.with_name(path.name[1:].removesuffix(OLD).rpartition(".")[0])
         if not original.exists():
             os.replace(path, original)
-    for path in [*folder.glob(f".*{PARTIAL}"), *folder.glob(f".*{OLD}")]:
+    for path in [*folder.glob(f"{prefix}*{PARTIAL}"), *folder.glob(f"{prefix}*{OLD}")]:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -143,11 +149,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder, if it is there, so that no reader sees a part of it."""
-    if path.exists():
-        # Not OLD, which would be given back its name.
-        gone = _beside(path)
-        with writing(path):
+    """Remove a folder, if it is there, so that no reader sees a part of it; for its only writer to call."""
+    with writing(path):
+        _clear_leftovers(path.parent, f".{escape(path.name)}.")
+        if path.exists():
+            # Not OLD, which would be given back its name.
+            gone = _beside(path)
             os.replace(path, gone)
             shutil.rmtree(gone)
 
@@ -193,7 +200,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); mend or remove the file") from None
     return [_parse_row(line, path) for line in text[: text.rfind("\n") + 1].splitlines() if line]
 
 
@@ -208,8 +218,16 @@ def _parse_row(line: str, path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as one safetensors file, whole or not at all; they are copied to the CPU first."""
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """Write tensors as one safetensors file, whole or not at all."""
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        storage = here.untyped_storage()
+        # Of storage that is shared safetensors writes nothing; what lies alone, such as a large model, is not copied.
+        alone = storage.nbytes() == here.nbytes and storage.data_ptr() not in storages
+        plain[name] = here if alone else here.clone()
+        storages.add(storage.data_ptr())
     write_file(path, lambda partial: save_file(plain, str(partial), metadata=dict(metadata or {}) or None))
 
 

@@ -17,8 +17,7 @@ def main() -> None:
     folder = RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
     say(f"extracting codes: {describe(accelerator)}")
-    with folder.timed("codes", write=accelerator.is_main_process):
-        extract_codes(command.config, folder, accelerator=accelerator, resume=command.options.resume)
+    extract_codes(command.config, folder, accelerator=accelerator, resume=command.options.resume)
 
 
 if __name__ == "__main__":

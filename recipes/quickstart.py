@@ -32,20 +32,20 @@ def main() -> None:
     accelerator = make_accelerator(config, folder)
     is_main = accelerator.is_main_process
     sources = build_sources(config.data, config.seed)
-    with folder.timed("autoencoder", write=is_main):
-        fit_autoencoder(config, folder, accelerator=accelerator, sources=sources, resume=resume)
-    with folder.timed("codes", write=is_main):
-        extract_codes(config, folder, accelerator=accelerator, sources=sources, resume=resume)
+    fit_autoencoder(config, folder, accelerator=accelerator, sources=sources, resume=resume)
+    # What the accelerator holds of one model is not to take memory from the next.
+    accelerator.free_memory()
+    extract_codes(config, folder, accelerator=accelerator, sources=sources, resume=resume)
     for level in config.autoencoder.levels:
-        with folder.timed(f"prior.{level}", write=is_main):
-            fit_prior(config, folder, level, accelerator=accelerator, resume=resume)
+        fit_prior(config, folder, level, accelerator=accelerator, resume=resume)
+        accelerator.free_memory()
     with folder.timed("samples", write=is_main):
         hierarchy = load_hierarchy(folder).to(accelerator.device, prior_precision=config.sampling.precision)
         sample_run(config, folder, hierarchy, reduction=current_reduction())
     with folder.timed("evaluation", write=is_main):
         numbers = evaluate(config, folder, accelerator=accelerator, sources=sources)
     if is_main:
-        write_run_report(config, folder, sources, started=started)
+        write_run_report(config, folder, sources, started=None if resume else started)
     for line in number_lines(numbers):
         say(line)
     say(f"done in {time.perf_counter() - started:.0f} seconds; open {folder.report}")

@@ -14,8 +14,7 @@ def main() -> None:
     command = read_command(parser)
     folder = RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
-    with folder.timed("autoencoder", write=accelerator.is_main_process):
-        fit_autoencoder(command.config, folder, accelerator=accelerator, **beginning(command.options))
+    fit_autoencoder(command.config, folder, accelerator=accelerator, **beginning(command.options))
 
 
 if __name__ == "__main__":

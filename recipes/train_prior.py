@@ -5,6 +5,7 @@ One level's prior with `--level`, or those of all levels, one after the other, c
 
 from command_line import add_beginning, beginning, read_command, recipe_parser, run, say
 
+from hvq.errors import ConfigurationError
 from hvq.storage import RunFolder
 from hvq.training import fit_prior
 from hvq.training.processes import make_accelerator
@@ -20,12 +21,15 @@ def main() -> None:
     command = read_command(parser)
     config, folder = command.config, RunFolder(command.run_dir)
     levels = [command.options.level] if command.options.level else list(config.autoencoder.levels)
+    if command.options.resume_at is not None and len(levels) > 1:
+        raise ConfigurationError(
+            f"--resume-at takes the step of one training; name whose it is with --level: {', '.join(levels)}"
+        )
     accelerator = make_accelerator(config, folder)
     if len(levels) > 1:
         say(f"training the priors of levels {', '.join(levels)}, in this order")
     for level in levels:
-        with folder.timed(f"prior.{level}", write=accelerator.is_main_process):
-            fit_prior(config, folder, level, accelerator=accelerator, **beginning(command.options))
+        fit_prior(config, folder, level, accelerator=accelerator, **beginning(command.options))
         # What the accelerator holds of one prior is not to take memory from the next.
         accelerator.free_memory()
 

@@ -102,6 +102,12 @@ class CodesDescription(FrozenModel):
         ]
 
     @property
+    def content_hash(self) -> str:
+        """Stands for the codes, however they are cut into files."""
+        content = f"{self.encoder_hash} {self.data_hash} {self.augmented_epochs}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
     def digest(self) -> str:
         """Stands for the whole description in each file of codes."""
         content = {"format_version": FORMAT_VERSION, **self.model_dump(mode="json")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -166,8 +166,8 @@ class TrainingStream(Generic[BatchType]):
         self._workers = workers
         self._start_step = start_step
 
-    def __iter__(self) -> Iterator[list[BatchType]]:
-        """The micro-batches of this process, one list per optimizer step."""
+    def __iter__(self) -> Generator[list[BatchType], None, None]:
+        """The micro-batches of this process, one list per optimizer step; workers end where it is closed."""
         return _load(self._source, self._steps(), self._workers, self._ahead)
 
     def _steps(self) -> Iterator[list[SampleKeys]]:
@@ -238,7 +238,7 @@ def _unchanged(value: object) -> object:
 
 def _load(
     source: BatchSource[BatchType], keys: Iterable[list[SampleKeys]], workers: int, ahead: int = 0
-) -> Iterator[list[BatchType]]:
+) -> Generator[list[BatchType], None, None]:
     """What `keys` stand for, one list after the other; a sequential reader is told of `ahead` lists beforehand."""
     if reader := sequential_reader(source):
         # Batches of images, as all that is read in sequence.
@@ -248,7 +248,7 @@ def _load(
 
 def _load_at_random(
     source: BatchSource[BatchType], keys: Iterable[list[SampleKeys]], workers: int
-) -> Iterator[list[BatchType]]:
+) -> Generator[list[BatchType], None, None]:
     if not workers:
         yield from ([source.fetch(part.indices, part.epochs) for part in parts] for parts in keys)
         return
@@ -322,7 +322,7 @@ def _load_in_sequence(
     keys: Iterable[list[SampleKeys]],
     workers: int,
     ahead: int,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     parts = max(1, workers)
     sizes: deque[list[int]] = deque()
     requests = _sequence_requests(_joined_keys(keys, sizes), parts, ahead)

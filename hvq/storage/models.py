@@ -50,6 +50,7 @@ class PriorDescription(FrozenModel):
     image_size: tuple[PositiveInt, PositiveInt]
     classes: tuple[str, ...] = ()
     encoder_hash: str
+    codes_hash: str | None = Field(None, description="of the codes that it was trained on")
     sampling: CodeSamplingConfig = CodeSamplingConfig()
     held_out_nats: Annotated[float, Field(ge=0)] | None = None
 
@@ -144,10 +145,10 @@ def load_state(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path, 
         for name, tensor in tensors.items():
             if tensor.shape != expected[name].shape:
                 shapes = list(tensor.shape), list(expected[name].shape)
-                fault = f"has {name} of shape {shapes[0]}, where its config.json makes {shapes[1]}"
+                fault = f"has {name} of shape {shapes[0]}, where the model has {shapes[1]}"
                 break
     if fault:
-        raise CheckpointError(f"{what} at {where} {fault}; its weights and its config.json do not belong together")
+        raise CheckpointError(f"{what} at {where} {fault}; weights and configuration do not belong together")
     model.load_state_dict(tensors)
 
 

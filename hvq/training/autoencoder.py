@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +23,6 @@ from hvq.autoencoders.initialization import needs_codebooks
 from hvq.config import RunConfig
 from hvq.data import Batch, ImageSource, Sources, TrainingStream, build_sources
 from hvq.data.pixels import bytes_to_model
-from hvq.distributed import Reduction
 from hvq.errors import ConfigurationError
 from hvq.randomness import uniform
 from hvq.storage import RunFolder, load_autoencoder, save_autoencoder
@@ -30,15 +31,13 @@ from hvq.training.beginning import Beginning
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.code_window import CodeWindow
 from hvq.training.image_looks import ImageLooks
-from hvq.training.log import TrainingLog
 from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, Optimization
-from hvq.training.processes import describe, make_accelerator
+from hvq.training.processes import make_accelerator
 from hvq.training.seeds import seeded
+from hvq.training.stage import open_stage, stream_of, told_by_the_first
 
 STAGE = "autoencoder"
-# What a resumed run must share with the one that was stopped.
-_SETTINGS = ("seed", "mixed_precision", "data", "autoencoder", "autoencoder_training")
 
 
 def fit_autoencoder(
@@ -66,10 +65,9 @@ def fit_autoencoder(
         The trained model, in evaluation mode, on the accelerator's device.
     """
     accelerator = accelerator or make_accelerator(config, run)
-    training = config.autoencoder_training
+    training, beginning = config.autoencoder_training, Beginning(resume, resume_at, init_from)
     check_autoencoder(config.autoencoder)
     sources = sources or build_sources(config.data, config.seed)
-    beginning = Beginning(resume, resume_at, init_from)
     model = _build(config)
     begun = beginning.fill(model, run.checkpoint(STAGE), run.autoencoder.relative_to(run.path))
     model.freeze(training.frozen_levels)
@@ -78,35 +76,62 @@ def fit_autoencoder(
     checkpoint = TrainingCheckpoint(
         run.checkpoint(STAGE),
         optimization,
-        config.parts(*_SETTINGS),
+        _settings(config, sources.train, optimization),
         kept={"window": window, "health": health},
     )
     resumed = beginning.restore(checkpoint)
-    if resume and not resumed and run.autoencoder.exists():
+    if resume and not resumed and checkpoint.is_done(run.autoencoder):
         return _already_trained(run, accelerator)
     _require_codebooks(model, training.frozen_levels)
-    stream = _stream(config, sources.train, optimization.reduction, optimization.step_number)
-    if accelerator.is_main_process:
-        # Not before: what is refused above leaves the configuration of an earlier run as it was.
-        run.save_config(config)
-    log = TrainingLog.of(STAGE, run, optimization)
-    log.say(f"training the autoencoder on {len(sources.train)} images: {describe(accelerator)}")
-    log.say(begun, checkpoint.begin(resumed=resumed))
+    stream = stream_of(sources.train, training, optimization, seed=config.seed, workers=config.data.workers)
+    says = [f"training the autoencoder on {len(sources.train)} images", begun]
+    log = open_stage(STAGE, config, run, checkpoint, resumed=resumed, says=says)
     if needs_codebooks(model):
-        images = (bytes_to_model(batch.images.to(accelerator.device)) for step in stream for batch in step)
-        initialize_codebooks(model, images, optimization.reduction, batches_per_step=training.micro_batches)
-    watch = ImageLooks(model, sources.validation, config.chunk_size, optimization.reduction, window)
-    losses = _losses(config, optimization, window)
-    train(optimization, stream, losses, log=log, checkpoint=checkpoint, watch=watch, health=health)
+        _initialize(model, stream, optimization)
+    train(
+        optimization,
+        stream,
+        _losses(config, optimization, window),
+        log=log,
+        checkpoint=checkpoint,
+        watch=ImageLooks(model, sources.validation, config.chunk_size, optimization.reduction, window),
+        health=health,
+        finish=lambda: _finish(config, run, sources.train, checkpoint),
+    )
+    return model.eval()
+
+
+def _finish(config: RunConfig, run: RunFolder, source: ImageSource, checkpoint: TrainingCheckpoint) -> None:
+    """Leave the trained model in the run folder."""
+    optimization = checkpoint.optimization
     optimization.average.keep()
-    if accelerator.is_main_process:
+    model = optimization.model
+    assert isinstance(model, Autoencoder)
+    if optimization.accelerator.is_main_process:
         description = AutoencoderDescription(
-            autoencoder=config.autoencoder, image_size=sources.train.size, classes=sources.train.classes
+            autoencoder=config.autoencoder, image_size=source.size, classes=source.classes
         )
         save_autoencoder(run.autoencoder, model, description)
+        run.add_seconds(STAGE, checkpoint.seconds)
         checkpoint.remove()
-    accelerator.wait_for_everyone()
-    return model.eval()
+    optimization.accelerator.wait_for_everyone()
+
+
+def _initialize(model: Autoencoder, stream: TrainingStream[Batch], optimization: Optimization) -> None:
+    device = optimization.accelerator.device
+    # Closed in the end, with the workers that prepare its batches.
+    with closing(iter(stream)) as steps:
+        images = (bytes_to_model(batch.images.to(device)) for step in steps for batch in step)
+        initialize_codebooks(model, images, optimization.reduction, batches_per_step=optimization.config.micro_batches)
+
+
+def _settings(config: RunConfig, source: ImageSource, optimization: Optimization) -> dict[str, Any]:
+    """What a resumed run must share with the one that was stopped."""
+    accelerator = optimization.accelerator
+    # Names alone, which make the order of samples: files may lie elsewhere by now.
+    images = told_by_the_first(source, optimization.reduction, accelerator.device, contents=False)
+    own = {"mixed_precision": accelerator.mixed_precision, "names_of_images": images}
+    return {**config.parts("seed", "data", "autoencoder", "autoencoder_training"), **own}
 
 
 def _already_trained(run: RunFolder, accelerator: Accelerator) -> Autoencoder:
@@ -157,16 +182,3 @@ def kept_levels(config: RunConfig, batch: Batch) -> Tensor | None:
     dropped = uniform(config.seed, "level dropout", epochs, indices) < config.autoencoder.level_dropout
     fewer = 1 + (uniform(config.seed, "levels kept", epochs, indices) * (number - 1)).astype("int64")
     return torch.where(torch.from_numpy(dropped), torch.from_numpy(fewer), number)
-
-
-def _stream(config: RunConfig, source: ImageSource, reduction: Reduction, start: int) -> TrainingStream[Batch]:
-    return TrainingStream(
-        source,
-        batch_size=config.autoencoder_training.batch_size,
-        micro_batches=config.autoencoder_training.micro_batches,
-        rank=reduction.rank,
-        processes=reduction.size,
-        seed=config.seed,
-        workers=config.data.workers,
-        start_step=start,
-    )

@@ -8,10 +8,12 @@ generator has a state that outlives a step.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from importlib.metadata import version
+from itertools import count, takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -79,6 +81,14 @@ class TrainingCheckpoint:
         self._settings = _comparable(settings)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._started, self._seconds_before = time.perf_counter(), 0.0
+        # Later than the one that training goes on from; they stay until it has one of its own.
+        self._done_anew: list[int] = []
+
+    @property
+    def seconds(self) -> float:
+        """What training has taken so far, with what led to the checkpoint that it goes on from."""
+        return self._seconds_before + time.perf_counter() - self._started
 
     # --- saving ---
 
@@ -89,14 +99,15 @@ class TrainingCheckpoint:
             StorageError: where the one before could not be written.
         """
         optimization = self.optimization
+        # First, so that memory holds one copy at a time.
+        self.wait()
         parts = gather_state(optimization, self._kept_tensors())
         if optimization.accelerator.is_main_process:
-            self.wait()
             self._writing = self._writer.submit(self._write, optimization.step_number, parts, self._state())
 
     def offer(self, score: float) -> bool:
         """Whether this look at held-out data, the lower the better, was the best so far; it is remembered as that."""
-        # NaN is better than nothing.
+        # NaN is never the best.
         best = score == score and (self.best_score is None or score < self.best_score)
         if best:
             self.best_score, self.best_step = score, self.optimization.step_number
@@ -117,6 +128,15 @@ class TrainingCheckpoint:
         if running is not None:
             running.result()
 
+    def settle(self) -> None:
+        """Have the last one on disk before any process ends: launchers end all of them with the first that does.
+
+        Raises:
+            StorageError: on the main process, where it cannot be written.
+        """
+        self.wait()
+        self.optimization.accelerator.wait_for_everyone()
+
     def __enter__(self) -> Self:
         return self
 
@@ -129,6 +149,10 @@ class TrainingCheckpoint:
 
     def _write(self, step: int, parts: Parts, state: Mapping[str, Any]) -> None:
         write_checkpoint(self.folders.of_step(step), parts, state)
+        for done_anew in self._done_anew:
+            if done_anew != step:
+                remove_folder(self.folders.of_step(done_anew))
+        self._done_anew = []
         self.folders.keep(self.optimization.config.keep_checkpoints, state["best_step"])
 
     def _state(self) -> dict[str, Any]:
@@ -139,6 +163,7 @@ class TrainingCheckpoint:
             "skipped_in_a_row": self.optimization.skipped_in_a_row,
             "best_score": self.best_score,
             "best_step": self.best_step,
+            "seconds": self.seconds,
             "scaler": None if scaler is None else scaler.state_dict(),
             "settings": self._settings,
             "versions": {
@@ -188,10 +213,10 @@ class TrainingCheckpoint:
         self._restore(folder, state, parts)
         return True
 
-    def _first_finds(self, step: int) -> int:
+    def _first_finds(self, number: int) -> int:
         """What the first process says, for all: shared file systems do not show everyone the same at once."""
         device = self.optimization.accelerator.device
-        return int(self.optimization.reduction.first(torch.tensor(step, device=device)))
+        return int(self.optimization.reduction.first(torch.tensor(number, device=device)))
 
     def _read(self, folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
         try:
@@ -201,7 +226,8 @@ class TrainingCheckpoint:
             way = (
                 "no other one is whole: train without --resume"
                 if whole is None
-                else f"the newest whole one is of step {whole}: go on from it with --resume-at {whole}"
+                else f"the newest whole one is of step {whole}: go on from it with --resume-at {whole}, which each "
+                "stage's own script takes"
             )
             raise CheckpointError(f"{error}; {way}") from None
 
@@ -230,6 +256,7 @@ class TrainingCheckpoint:
         optimization.step_number = state["step"]
         optimization.skipped_in_a_row = state["skipped_in_a_row"]
         self.best_score, self.best_step = state["best_score"], state["best_step"]
+        self._seconds_before = state.get("seconds", 0.0)
 
     # --- beginnings and ends ---
 
@@ -252,29 +279,35 @@ class TrainingCheckpoint:
             remove_leftovers(path)
             steps = self.folders.steps()
             if resumed:
-                # Later ones are damaged, or of what is done anew now.
-                for step in steps:
-                    if step > self.optimization.step_number:
-                        remove_folder(self.folders.of_step(step))
+                self._done_anew = [step for step in steps if step > self.optimization.step_number]
             elif steps:
-                remove_folder(self._aside)
-                path.rename(self._aside)
+                aside = next(folder for folder in self._asides() if not folder.exists())
+                path.rename(aside)
+                # That it is there says that training has begun (`is_done`).
+                path.mkdir()
         if resumed or not steps:
             return None
         return (
-            f"checkpoints of an earlier training, up to step {steps[-1]}, are set aside in {self._aside} until this "
-            "one is done"
+            f"checkpoints of an earlier training, up to step {steps[-1]}, are set aside in {aside} until this one is "
+            "done"
         )
 
-    @property
-    def _aside(self) -> Path:
-        return self.folders.path.with_name(f"{self.folders.path.name}.earlier")
+    def is_done(self, result: Path) -> bool:
+        """Whether the stage's result is there, and no training has begun since; all processes are told the same."""
+        return self._first_finds(int(result.exists() and not self.folders.path.exists())) > 0
+
+    def _asides(self) -> Iterator[Path]:
+        """Where checkpoints of earlier trainings are set aside: the first, the second ..."""
+        for number in count(1):
+            ending = "" if number == 1 else f"-{number}"
+            yield self.folders.path.with_name(f"{self.folders.path.name}.earlier{ending}")
 
     def remove(self) -> None:
         """Delete all of them: the stage is done, and its result is written."""
         self.wait()
-        remove_folder(self.folders.path)
-        remove_folder(self._aside)
+        # Last the one that says that training has begun.
+        for folder in [*takewhile(Path.exists, self._asides()), self.folders.path]:
+            remove_folder(folder)
 
 
 def _comparable(value: Any) -> Any:

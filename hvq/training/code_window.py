@@ -21,7 +21,9 @@ class CodeWindow:
         """Count one micro-batch."""
         for name, result in results.items():
             counts = result.counts
-            self._counts[name] = self._counts[name] + counts if name in self._counts else counts
+            # What a checkpoint gave back lies on the CPU.
+            known = self._counts[name].to(counts.device) if name in self._counts else 0
+            self._counts[name] = counts + known
 
     def numbers(self, reduction: Reduction) -> dict[str, float]:
         """`perplexity.<level>` and `usage.<level>` over all processes; the window begins anew."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from hvq.distributed import Reduction, current_reduction
 from hvq.storage import RunFolder, encoder_hash, load_autoencoder, require_channels
 from hvq.training.log import progress_bar
 from hvq.training.processes import make_accelerator
+from hvq.training.stage import told_by_the_first
 
 SPLITS = ("train", "validation")
 
@@ -59,6 +61,7 @@ def extract_codes(
         DataError: where the images are smaller than its coarsest stride, or have other channels.
         HVQError: where the disk is full, or nothing may be written there.
     """
+    started = time.perf_counter()
     accelerator = accelerator or make_accelerator(config, run)
     model, about = load_autoencoder(run.autoencoder)
     model.to(accelerator.device)
@@ -81,12 +84,16 @@ def extract_codes(
     ]
     for split in splits:
         split.begin(resume)
-    counts = [split.write() for split in splits]
+    missing = [split.missing() for split in splits]
+    counts = [split.write(*found) for split, found in zip(splits, missing, strict=True)]
     # Not before both are whole: train and validation belong together.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for split, their_counts in zip(splits, counts, strict=True):
             split.extraction.finish(their_counts)
+        if any(shards for shards, _ in missing):
+            # What was there already has its seconds already.
+            run.add_seconds("codes", time.perf_counter() - started)
     accelerator.wait_for_everyone()
 
 
@@ -114,10 +121,9 @@ def _describe(
 
 
 def _data_hash(source: ImageSource, chunk_size: int, reduction: Reduction, device: torch.device) -> str:
-    """Stands for the images and how they are encoded; the first process, which alone looks at all, tells the others."""
-    found = source.fingerprint() if reduction.rank == 0 else ""
-    digest = hashlib.sha256(f"{found} {chunk_size}".encode()).digest()
-    return bytes(reduction.first(torch.tensor(list(digest), device=device)).tolist()).hex()
+    """Stands for the images and how they are encoded."""
+    found = told_by_the_first(source, reduction, device, contents=True)
+    return hashlib.sha256(f"{found} {chunk_size}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +144,14 @@ class _Split:
         decided = torch.tensor([int(self.extraction.in_place)], device=self.accelerator.device)
         self.extraction.in_place = bool(self.reduction.first(decided))
 
-    def write(self) -> Counts:
-        """Write the files that are missing, each by one process; how often each code occurs in all files."""
+    def write(self, missing: list[int], counts: Counts) -> Counts:
+        """Write files, each by one process; how often each code occurs in all files.
+
+        Args:
+            missing: the files that are to be written.
+            counts: how often each code occurs in those of the others that this process has read.
+        """
         description = self.extraction.description
-        counts = empty_counts(description)
-        missing = self._missing(counts)
         name, kept = self.extraction.target.name, description.num_shards - len(missing)
         if kept:
             self.accelerator.print(f"codes of {name}: {kept} of {description.num_shards} files are there already")
@@ -152,8 +161,9 @@ class _Split:
                 _add(counts, self._write_shard(shard, bar))
         return {level: self.reduction.sum(count.to(self.accelerator.device)).cpu() for level, count in counts.items()}
 
-    def _missing(self, counts: Counts) -> list[int]:
-        """The files that are to be written; the codes of the others are counted. Processes share the reading."""
+    def missing(self) -> tuple[list[int], Counts]:
+        """The files that are to be written, and the counts of the codes of the others; processes share the reading."""
+        counts = empty_counts(self.extraction.description)
         missing = torch.zeros(self.extraction.description.num_shards, dtype=torch.int64)
         for shard in range(len(missing))[self.reduction.rank :: self.reduction.size]:
             kept = self.extraction.kept(shard)
@@ -161,7 +171,7 @@ class _Split:
                 missing[shard] = 1
             else:
                 _add(counts, kept)
-        return self.reduction.sum(missing.to(self.accelerator.device)).nonzero().flatten().tolist()
+        return self.reduction.sum(missing.to(self.accelerator.device)).nonzero().flatten().tolist(), counts
 
     def _write_shard(self, shard: int, bar: tqdm[Any]) -> Counts:
         writer = self.extraction.writer(shard)

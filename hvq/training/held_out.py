@@ -117,7 +117,8 @@ class HeldOutRecord:
 
     def take_back(self, tensors: dict[str, Tensor], reduction: Reduction) -> None:
         """Go on from what `kept_tensors` gave."""
-        self.tensors = dict(tensors)
+        # Copies: what was read may be mapped onto a file that goes when there are newer ones.
+        self.tensors = {name: tensor.clone() for name, tensor in tensors.items()}
 
     def _training(self) -> Tensor:
         """Sum and number of the training losses since the last look."""

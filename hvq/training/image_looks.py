@@ -58,9 +58,10 @@ def held_out_error(model: Autoencoder, source: ImageSource, chunk_size: int, red
     model.eval()
     device = next(model.parameters()).device
     total = torch.zeros(2, dtype=torch.float64)
-    for batch in ordered_batches(source, chunk_size=chunk_size, rank=reduction.rank, processes=reduction.size):
-        if int(batch.indices[0]) >= _HELD_OUT_IMAGES:
-            break
+    stop = min(_HELD_OUT_IMAGES, len(source))
+    for batch in ordered_batches(
+        source, chunk_size=chunk_size, rank=reduction.rank, processes=reduction.size, stop=stop
+    ):
         images = bytes_to_model(batch.images.to(device))
         parts = map_chunks(
             lambda part: {"images": model(part["images"]).reconstruction}, {"images": images}, chunk_size

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,6 +57,13 @@ class TrainingLog:
         """What `samples_per_second` measures begins now."""
         self._clock, self._steps = time.perf_counter(), 0
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What takes time inside is no part of what `samples_per_second` measures."""
+        started = time.perf_counter()
+        yield
+        self._clock += time.perf_counter() - started
+
     def advance(self) -> None:
         """One optimizer step is done."""
         self._bar.update()
@@ -77,12 +85,14 @@ class TrainingLog:
         with writing(self.file), self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
         tqdm.write(f"{self.stage} {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
-        self.accelerator.log({f"{self.stage}/{name}": value for name, value in numbers.items()}, step=step)
+        with writing(self.file.with_name("tensorboard")):
+            self.accelerator.log({f"{self.stage}/{name}": value for name, value in numbers.items()}, step=step)
 
     def flush(self) -> None:
         """Have the lines so far on disk, as a checkpoint is about to be that goes on from them."""
         if self._is_main and self.file.exists():
-            flush(self.file)
+            with writing(self.file):
+                flush(self.file)
 
     def say(self, *texts: str | None) -> None:
         """Sentences for the person who watches; None is nothing to say."""
@@ -103,7 +113,7 @@ def progress_bar(total: int, what: str, unit: str, accelerator: Accelerator, ini
 
 
 def _cut_back(file: Path, stage: str, step: int) -> None:
-    kept = [row for row in read_json_lines(file) if row["stage"] != stage or row["step"] <= step]
+    kept = [row for row in read_json_lines(file) if row.get("stage") != stage or row.get("step", 0) <= step]
     text = "".join(json.dumps(row) + "\n" for row in kept)
 
     def write(partial: Path) -> None:

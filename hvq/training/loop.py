@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from hvq.distributed import Reduction
-from hvq.errors import TrainingStopped
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.log import TrainingLog
 from hvq.training.optimization import Losses, NotFiniteError, Optimization, StepReport
@@ -51,8 +51,12 @@ def train(
     checkpoint: TrainingCheckpoint,
     watch: Watch,
     health: Health,
+    finish: Callable[[], None] = lambda: None,
 ) -> None:
     """Train from the optimization's step on to the last, or until it is told to stop.
+
+    A signal ends training after the running step. Where that was the last, it is `finish` that it does not interrupt,
+    and what would come after the stage that it ends.
 
     Args:
         optimization: the model in training.
@@ -62,17 +66,18 @@ def train(
         checkpoint: written every `checkpoint_every` steps, and after the best look so far.
         watch: what is measured meanwhile.
         health: counts revived codes and skipped steps between lines of the log.
+        finish: what is done with the trained model, such as writing it.
 
     Raises:
-        TrainingStopped: where a process was asked to, by SIGTERM or SIGINT, after a checkpoint.
+        TrainingStopped: where a process was asked to, by SIGTERM or SIGINT, after a checkpoint, or after `finish`.
         HVQError: where the gradient was not finite too many times in a row, with the last checkpoint.
         StorageError: where a checkpoint cannot be written.
     """
     config = optimization.config
     optimization.model.train()
     log.start_clock()
-    try:
-        with StopSignals() as signals, checkpoint:
+    with StopSignals() as signals:
+        with closing(log), checkpoint:
             for step, micro_batches in zip(range(optimization.step_number + 1, config.steps + 1), stream, strict=False):
                 if watch.stops():
                     break
@@ -88,9 +93,18 @@ def train(
                     checkpoint.save()
                 checkpoint.check()
                 if stop:
-                    raise _stopped(step, signals, log)
-    finally:
-        log.close()
+                    checkpoint.settle()
+                    after = f"step {step} of {log.stage}, with a checkpoint"
+                    raise signals.stopped(after)
+        finish()
+        if _any_received(signals, optimization):
+            raise signals.stopped(f"{log.stage} was done")
+
+
+def _any_received(signals: StopSignals, optimization: Optimization) -> bool:
+    """Whether any process was asked to stop; the same answer on all."""
+    device = optimization.accelerator.device
+    return bool(optimization.reduction.sum(torch.tensor(int(signals.received is not None), device=device)))
 
 
 def _step(
@@ -102,7 +116,7 @@ def _step(
     try:
         return optimization.step(micro_batches, losses)
     except NotFiniteError as error:
-        checkpoint.wait()
+        checkpoint.settle()
         raise NotFiniteError(f"{error}. {checkpoint.last_good()}") from None
 
 
@@ -123,15 +137,12 @@ def _report(
         log.write(step, {**numbers, "images_per_second": rate})
     if step % config.evaluate_every and not is_last:
         return False
-    with optimization.average.applied():
+    with log.paused(), optimization.average.applied():
         numbers = watch.look()
     log.write(step, numbers)
-    return checkpoint.offer(numbers[watch.score])
-
-
-def _stopped(step: int, signals: StopSignals, log: TrainingLog) -> TrainingStopped:
-    message = f"stopped by {signals.name} after step {step} of {log.stage}, with a checkpoint; go on with --resume"
-    return TrainingStopped(message, signals.number)
+    score = torch.tensor(numbers[watch.score], dtype=torch.float64, device=optimization.accelerator.device)
+    # Whether it is the best decides about a checkpoint, which all take together: alike everywhere, to the last bit.
+    return checkpoint.offer(float(optimization.reduction.first(score)))
 
 
 class Health:

@@ -113,17 +113,18 @@ class Optimization:
             NotFiniteError: where the gradient was not finite `skipped_steps` times in a row.
         """
         self._prepare_step()
-        reports = []
+        reports, sharded = [], is_sharding(self.accelerator)
         for i, batch in enumerate(micro_batches):
             is_last = i == len(micro_batches) - 1
-            # Gradients cross the network once, with the last micro-batch.
-            sending = nullcontext() if is_last else self.accelerator.no_sync(self.wrapped)
+            # Gradients cross the network once, with the last micro-batch; but to shards every time, since until then
+            # each process would hold whole ones.
+            sending = nullcontext() if is_last or sharded else self.accelerator.no_sync(self.wrapped)
             with sending, tf32(self.config.tf32):
                 with self.accelerator.autocast():
                     total, terms = losses(batch)
                 self.accelerator.backward(total / len(micro_batches))
             reports.append({"loss": total.detach(), **terms})
-        self.accelerator.unscale_gradients()
+        self.accelerator.unscale_gradients(self.optimizer)
         parameters = list(self.model.parameters())
         norm = total_norm(parameters)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
@@ -150,15 +151,15 @@ class Optimization:
 
     def _finish_step(self, counts: bool) -> dict[str, Tensor]:
         revived: dict[str, Tensor] = {}
+        if not counts:
+            self.codebooks.discard()
+            self.optimizer.zero_grad()
         if counts or self.accelerator.scaler is not None:
-            # With a loss scale, the scaler itself leaves the weights alone where gradients overflowed.
+            # Without gradients the weights stay; with a loss scale, the scaler lowers it where gradients overflowed.
             self.optimizer.step()
         if counts:
             revived = self.codebooks.step(self.reduction)
             self.average.update(self.step_number)
-        else:
-            self.codebooks.discard()
-            self.optimizer.zero_grad()
         self.skipped_in_a_row = 0 if counts else self.skipped_in_a_row + 1
         self.step_number += 1
         if self.skipped_in_a_row >= self.config.skipped_steps:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch.nn import functional
 
 from hvq.config import PriorStageConfig, RunConfig
-from hvq.data import CodeBatch, CodeFolder, TrainingStream
+from hvq.data import CodeBatch, CodeFolder
 from hvq.errors import ConfigurationError, DataError
 from hvq.histograms import entropy
 from hvq.priors import Prior, build_prior
@@ -21,13 +21,13 @@ from hvq.storage.models import PriorDescription
 from hvq.training.beginning import Beginning
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.held_out import HeldOutRecord
-from hvq.training.log import TrainingLog
 from hvq.training.looks import CodeLooks
 from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, Optimization
-from hvq.training.processes import describe, make_accelerator
+from hvq.training.processes import make_accelerator
 from hvq.training.seeds import seeded
 from hvq.training.sharding import gather
+from hvq.training.stage import open_stage, stream_of
 
 # Below this many nats a level's codes are all but constant: its codebook has collapsed.
 _LEAST_ENTROPY = 0.01
@@ -69,63 +69,73 @@ def fit_prior(
     """
     accelerator = accelerator or make_accelerator(config, run)
     codes, held_out = open_codes(run, level)
-    stage, name = config.prior(level), f"prior.{level}"
+    stage, name, beginning = config.prior(level), f"prior.{level}", Beginning(resume, resume_at, init_from)
     with seeded(config.seed, name):
         prior = _build(stage, codes, level)
-    beginning = Beginning(resume, resume_at, init_from)
     begun = beginning.fill(prior, run.checkpoint(name), run.prior(level).relative_to(run.path))
     optimization = Optimization(prior, stage.training, accelerator, seed=config.seed)
     record, health = HeldOutRecord(stage.training.patience), Health()
     checkpoint = TrainingCheckpoint(
         run.checkpoint(name),
         optimization,
-        _settings(config, stage, codes),
+        _settings(config, stage, codes, accelerator),
         kept={"record": record, "health": health},
     )
     resumed = beginning.restore(checkpoint)
-    if resume and not resumed and run.prior(level).exists():
-        done, about = load_prior(run.prior(level))
-        if about.encoder_hash == codes.encoder_hash:
-            accelerator.print(f"{run.prior(level)} is already trained; train without --resume to start anew")
-            return done.to(accelerator.device)
-    stream = _stream(config, stage, codes, optimization)
-    if accelerator.is_main_process:
-        # Later stages read it there: how codes are drawn is a part of it.
-        run.save_config(config)
-    log = TrainingLog.of(name, run, optimization)
-    log.say(f"training the prior of level {level} on {len(codes)} grids of codes: {describe(accelerator)}")
-    log.say(begun, checkpoint.begin(resumed=resumed))
+    if resume and not resumed and checkpoint.is_done(run.prior(level)):
+        done = _already_trained(run, level, codes, accelerator)
+        if done is not None:
+            return done
+    stream = stream_of(codes, stage.training, optimization, seed=config.seed)
+    says = [f"training the prior of level {level} on {len(codes)} grids of codes", begun]
+    log = open_stage(name, config, run, checkpoint, resumed=resumed, says=says)
     looks = CodeLooks(held_out, level, config.chunk_size, optimization, record, log)
+
+    def finish() -> None:
+        record.restore(prior)
+        looks.summarize()
+        _finish(run, checkpoint, name, level, _describe(stage, codes, level, record.score))
+
     losses = _losses(config, optimization, codes, level)
-    train(optimization, stream, losses, log=log, checkpoint=checkpoint, watch=looks, health=health)
-    record.restore(prior)
-    looks.summarize()
-    weights = gather(prior.state_dict(), keep=accelerator.is_main_process)
-    if accelerator.is_main_process:
-        save_prior(run.prior(level), weights, _describe(stage, codes, level, record.score))
-        checkpoint.remove()
-    accelerator.wait_for_everyone()
+    train(optimization, stream, losses, log=log, checkpoint=checkpoint, watch=looks, health=health, finish=finish)
     return prior.eval()
 
 
-def _settings(config: RunConfig, stage: PriorStageConfig, codes: CodeFolder) -> dict[str, Any]:
+def _already_trained(run: RunFolder, level: str, codes: CodeFolder, accelerator: Accelerator) -> Prior | None:
+    """The prior that is there, where it is one of these codes."""
+    prior, about = load_prior(run.prior(level))
+    hashes = codes.encoder_hash, codes.description.content_hash
+    if (about.encoder_hash, about.codes_hash or hashes[1]) != hashes:
+        return None
+    accelerator.print(f"{run.prior(level)} is already trained; train without --resume to start anew")
+    return prior.to(accelerator.device)
+
+
+def _finish(
+    run: RunFolder, checkpoint: TrainingCheckpoint, name: str, level: str, description: PriorDescription
+) -> None:
+    """Leave the trained prior in the run folder."""
+    optimization = checkpoint.optimization
+    is_main = optimization.accelerator.is_main_process
+    weights = gather(optimization.model.state_dict(), keep=is_main)
+    if is_main:
+        save_prior(run.prior(level), weights, description)
+        run.add_seconds(name, checkpoint.seconds)
+        checkpoint.remove()
+    optimization.accelerator.wait_for_everyone()
+
+
+def _settings(
+    config: RunConfig, stage: PriorStageConfig, codes: CodeFolder, accelerator: Accelerator
+) -> dict[str, Any]:
     """What a resumed run must share with the one that was stopped."""
-    own = {"prior": stage.model_dump(mode="json"), "encoder_hash": codes.encoder_hash}
-    return {**config.parts("seed", "mixed_precision"), **own}
-
-
-def _stream(
-    config: RunConfig, stage: PriorStageConfig, codes: CodeFolder, optimization: Optimization
-) -> TrainingStream[CodeBatch]:
-    return TrainingStream(
-        codes,
-        batch_size=stage.training.batch_size,
-        micro_batches=stage.training.micro_batches,
-        rank=optimization.reduction.rank,
-        processes=optimization.reduction.size,
-        seed=config.seed,
-        start_step=optimization.step_number,
-    )
+    return {
+        **config.parts("seed"),
+        "mixed_precision": accelerator.mixed_precision,
+        "prior": stage.model_dump(mode="json"),
+        "encoder_hash": codes.encoder_hash,
+        "codes": codes.description.content_hash,
+    }
 
 
 def _losses(
@@ -214,6 +224,7 @@ def _describe(stage: PriorStageConfig, codes: CodeFolder, level: str, nats: floa
         image_size=codes.image_size,
         classes=codes.classes,
         encoder_hash=codes.encoder_hash,
+        codes_hash=codes.description.content_hash,
         sampling=stage.sampling,
         held_out_nats=nats,
     )

@@ -14,6 +14,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     is_tensorboard_available,
 )
@@ -41,8 +42,9 @@ def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
         # Sums over processes and held-out means are float64, which Apple's GPUs do not have. And where there is no GPU,
         # accelerate has to be told, or each process that torchrun starts would take itself for the only one.
         cpu=torch.backends.mps.is_available() or not torch.accelerator.is_available(),
-        # Micro-batches are counted by the training loop; a launcher's own setting would divide the loss once more.
-        gradient_accumulation_steps=1,
+        # Micro-batches are counted by the training loop. A launcher's own setting would divide the loss once more, and
+        # only a plugin overrules it.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=trackers,
         project_dir=str(run.path / "tensorboard"),
         kwargs_handlers=[data_parallel(), InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))],

@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from hvq.errors import TrainingStopped
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -27,14 +29,18 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     @property
-    def number(self) -> int:
-        """Of the signal that came, or of SIGTERM where it came to another process."""
-        return int(self.received or signal.SIGTERM)
-
-    @property
     def name(self) -> str:
         """Of the signal that came."""
         return "a signal to another process" if self.received is None else self.received.name
+
+    def stopped(self, after: str) -> TrainingStopped:
+        """What ends the run; where the signal came to another process, its number is taken for that of SIGTERM.
+
+        Args:
+            after: what was still done, for the person.
+        """
+        message = f"stopped by {self.name} after {after}; go on with --resume"
+        return TrainingStopped(message, int(self.received or signal.SIGTERM))
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

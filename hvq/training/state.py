@@ -84,7 +84,8 @@ def restore_optimizer(optimization: Optimization, tensors: Mapping[str, Tensor],
         # AdamW counts its steps in a tensor on the CPU.
         is_moment = tensor.shape == parameter.shape
         moved = as_shard(tensor.to(parameter.device), parameter) if is_moment else tensor
-        optimization.optimizer.state[parameter][moment] = moved
+        # A copy: what was read may be mapped onto a file that goes when there are newer ones.
+        optimization.optimizer.state[parameter][moment] = moved.clone()
 
 
 def _require_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path, what: str) -> None:

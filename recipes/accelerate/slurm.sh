@@ -6,7 +6,8 @@
 #
 # Before the time is up, Slurm sends SIGTERM to this script, which hands it to all processes: they end after the running
 # step with a checkpoint, and the job is put back into the queue, where --resume goes on from there. A stage that is done
-# ends the job. The run folder has to lie on a file system that all nodes share, and sbatch is called where recipes/ is.
+# ends the job, and is left as it is by a job that comes after it. The run folder has to lie on a file system that all
+# nodes share, and sbatch is called where recipes/ is.
 #
 # Priors in shards (FSDP2): ACCELERATE_USE_FSDP=true FSDP_VERSION=2 sbatch ... Another precision than the configuration
 # file names: ACCELERATE_MIXED_PRECISION=bf16 sbatch ...
@@ -51,6 +52,7 @@ code=$?
 if [ -n "$stopping" ]; then
     wait "$step"
     code=$?
-    scontrol requeue "$SLURM_JOB_ID"
+    # 143: stopped with a checkpoint, or between two stages. Any other code is a fault, which would come again.
+    [ "$code" -eq 143 ] && scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -5,13 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from itertools import islice
+from multiprocessing.synchronize import Event
+from pathlib import Path
 
 import pytest
 import torch
 
 from hvq.data import TensorImages, TrainingStream
+from hvq.data.workers import outlive_signals
 
 
 @pytest.mark.processes
@@ -34,6 +39,56 @@ def test_workers_outlive_signals_and_end_with_their_stream(number: signal.Signal
     while _children() & children and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not _children() & children
+
+
+def _wait(started: Event) -> None:
+    outlive_signals(0)
+    started.set()
+    time.sleep(60)
+
+
+@pytest.mark.processes
+def test_a_second_signal_ends_a_worker() -> None:
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    worker = context.Process(target=_wait, args=(started,))
+    worker.start()
+    assert worker.pid is not None
+    assert started.wait(10)
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(0.5)
+    assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGTERM
+
+
+ORPHAN = """
+import os, signal, time
+from hvq.data import workers
+
+workers._SECONDS_BETWEEN_LOOKS = 1
+reading, writing = os.pipe()
+worker = os.fork()
+if not worker:
+    workers.outlive_signals(0)
+    os.write(writing, b".")
+    time.sleep(60)
+os.read(reading, 1)
+os.kill(worker, signal.SIGTERM)
+time.sleep(1.5)
+os.kill(worker, 0)
+print(worker, flush=True)
+"""
+
+
+@pytest.mark.processes
+def test_a_worker_that_was_asked_to_end_does_when_training_has() -> None:
+    done = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=60, check=True)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{done.stdout.strip()}").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{done.stdout.strip()}").exists()
 
 
 def _children() -> set[int]:

@@ -104,14 +104,17 @@ def test_slurm_gives_every_process_its_place(cluster: dict[str, str], tmp_path: 
     assert "requeue" not in (tmp_path / "calls").read_text()
 
 
-def test_a_signal_reaches_training_and_the_job_is_queued_again(cluster: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [143, 1])
+def test_a_signal_reaches_training_and_the_job_is_queued_again_where_it_ended_as_it_should(
+    cluster: dict[str, str], tmp_path: Path, code: int
+) -> None:
     recipe = _recipe(
         tmp_path / "recipe.py",
         f"""
 def end(*_):
     time.sleep(0.3)
     open({str(tmp_path / "checkpoint")!r}, "w").close()
-    sys.exit(0)
+    sys.exit({code})
 signal.signal(signal.SIGTERM, end)
 print("training", flush=True)
 time.sleep(30)
@@ -121,9 +124,9 @@ time.sleep(30)
     assert job.stdout
     assert job.stdout.readline() == "training\n"
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=20) == 0
+    assert job.wait(timeout=20) == code
     assert (tmp_path / "checkpoint").exists()
-    assert "scontrol requeue 40007" in (tmp_path / "calls").read_text()
+    assert ("scontrol requeue 40007" in (tmp_path / "calls").read_text()) == (code == 143)
 
 
 def test_a_stage_that_fails_fails_the_job(cluster: dict[str, str], tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ FAULTS: dict[str, tuple[Callable[[str], Callable[[Path], object]], str]] = {
     "one too many": (lambda what: _edit_weights(lambda t: t.update(x=torch.zeros(1))), "has the unknown tensor x;"),
     "other shape": (
         lambda what: _edit_weights(lambda t: t.update({FIRST[what]: torch.zeros(5, 2, 3)})),
-        r"has {first} of shape \[5, 2, 3\], where its config.json makes \[\d+(, \d+)?\]",
+        r"has {first} of shape \[5, 2, 3\], where the model has \[\d+(, \d+)?\]",
     ),
     "truncated": (lambda what: _truncate, "model.safetensors is damaged"),
     "no weights": (lambda what: lambda folder: (folder / "model.safetensors").unlink(), "no {what} weights at"),

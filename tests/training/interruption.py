@@ -38,8 +38,9 @@ def keep_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def write(checkpoint: TrainingCheckpoint) -> None:
         # The main process alone removes it, and so the others wait for nothing here.
-        checkpoint.optimization.reduction = Reduction()
+        together, checkpoint.optimization.reduction = checkpoint.optimization.reduction, Reduction()
         checkpoint.save()
         checkpoint.wait()
+        checkpoint.optimization.reduction = together
 
     monkeypatch.setattr(TrainingCheckpoint, "remove", write)

@@ -198,14 +198,17 @@ def test_when_the_stage_is_done_it_goes(folder: Path, config: RunConfig) -> None
 
 
 def test_a_new_training_sets_old_checkpoints_aside(folder: Path, config: RunConfig) -> None:
-    for step in (7, 2):
+    for step in (7, 2, 5):
         checkpoint = TrainingCheckpoint(folder, _optimization(config, 0), config.parts(*PARTS))
         said = checkpoint.begin(resumed=False)
         assert said is not None
         assert "set aside in" in said
         assert CheckpointFolders(folder).steps() == []
         _saved(folder, _optimization(config, step), config)
-    assert CheckpointFolders(folder.with_name("stage.earlier")).steps() == [7]
+    # Each of them: who forgets --resume twice loses nothing.
+    assert CheckpointFolders(folder.with_name("stage.earlier")).steps() == [3]
+    assert CheckpointFolders(folder.with_name("stage.earlier-2")).steps() == [7]
+    assert CheckpointFolders(folder.with_name("stage.earlier-3")).steps() == [2]
     checkpoint.remove()
     assert list(folder.parent.iterdir()) == []
 
@@ -219,7 +222,43 @@ def test_a_resumed_training_clears_what_it_will_do_anew_and_what_a_kill_has_left
     checkpoint = TrainingCheckpoint(folder, optimization, config.parts(*PARTS))
     checkpoint.load_if_present(3)
     assert checkpoint.begin(resumed=True) is None
-    assert [path.name for path in folder.iterdir()] == ["step-000000003"]
+    # The later one stays until training has a checkpoint of its own again.
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000000003", "step-000000005"]
+    optimization.step_number = 4
+    checkpoint.save()
+    checkpoint.wait()
+    assert checkpoint.folders.steps() == [3, 4]
+
+
+def test_a_stage_is_done_once_its_result_is_there_and_no_training_has_begun_since(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    checkpoint = TrainingCheckpoint(tmp_path / "stage", _optimization(config, 0), config.parts(*PARTS))
+    result = tmp_path / "model"
+    assert not checkpoint.is_done(result)
+    result.mkdir()
+    assert checkpoint.is_done(result)
+    checkpoint.begin(resumed=False)
+    # Killed before its first checkpoint, it is not the one that made the result.
+    assert not checkpoint.is_done(result)
+    checkpoint.remove()
+    assert checkpoint.is_done(result)
+
+
+def test_seconds_are_those_of_all_that_led_there(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("hvq.training.checkpoints.time.perf_counter", lambda: clock[0])
+    first = TrainingCheckpoint(tmp_path / "stage", _optimization(config, 3), config.parts(*PARTS))
+    clock[0] += 7
+    first.save()
+    first.wait()
+    clock[0] += 1000
+    second = TrainingCheckpoint(tmp_path / "stage", _optimization(config, 0), config.parts(*PARTS))
+    assert second.load_if_present()
+    clock[0] += 5
+    assert second.seconds == 12
 
 
 # --- faults -------------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_trackers_of_accelerate_are_given_every_row(tmp_path: Path) -> None:
 
 
 def test_the_rate_is_of_the_steps_since_it_was_last_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 10.0, 20.0, 24.0, 24.0, 29.0, 29.0])
+    now = iter([0.0, 10.0, 20.0, 24.0, 24.0, 25.0, 32.0, 36.0, 36.0])
     monkeypatch.setattr("hvq.training.log.time.perf_counter", lambda: next(now))
     log = TrainingLog(stage="autoencoder", file=tmp_path / "m.jsonl", accelerator=Accelerator(), steps=9)
     log.start_clock()
@@ -118,5 +118,8 @@ def test_the_rate_is_of_the_steps_since_it_was_last_asked(tmp_path: Path, monkey
         log.advance()
     assert log.samples_per_second(8) == 3 * 8 / 4
     log.advance()
+    with log.paused():
+        pass
+    # Twelve seconds since, of which seven do not count.
     assert log.samples_per_second(8) == 8 / 5
     log.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class _Recorder:
         self.observed: list[float] = []
         self.scores: Callable[[int], float] = lambda step: 1.0 if step == 2 else 2.0
         self.during: Callable[[int], object] = lambda step: None
+        self.finish: Callable[[], object] = lambda: None
         self.stop_before: int | None = None
         self._record_saves()
 
@@ -85,6 +87,7 @@ class _Recorder:
             checkpoint=self.checkpoint,
             watch=self,
             health=Health(),
+            finish=self.finish,
         )
 
 
@@ -190,11 +193,51 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     assert recorder.checkpoint.folders.newest_whole() == 4
 
 
-def test_a_signal_within_the_last_step_lets_training_end(tmp_path: Path) -> None:
-    recorder = _Recorder(tmp_path)
-    recorder.during = _at(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    recorder.train()
+@pytest.mark.parametrize("when", ["last step", "last look", "finish"])
+def test_a_signal_at_the_end_lets_the_stage_end_and_nothing_after_it(tmp_path: Path, when: str) -> None:
+    recorder, finished = _Recorder(tmp_path), []
+
+    def stop(*_: object) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    if when == "last step":
+        recorder.during = _at(7, stop)
+    elif when == "last look":
+        recorder.scores = lambda step: stop() if step == 7 else 2.0
+    recorder.finish = lambda: finished.append(stop() if when == "finish" else 1.0)
+    with pytest.raises(TrainingStopped, match=r"stopped by SIGTERM after linear was done; go on with --resume"):
+        recorder.train()
     assert recorder.optimization.step_number == 7
+    assert finished == [1.0]
+
+
+def test_what_was_stopped_is_not_finished(tmp_path: Path) -> None:
+    recorder, finished = _Recorder(tmp_path), []
+    recorder.during = _at(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    recorder.finish = lambda: finished.append(1)
+    with pytest.raises(TrainingStopped):
+        recorder.train()
+    assert not finished
+
+
+def test_a_checkpoint_that_a_signal_asks_for_and_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = _Recorder(tmp_path)
+
+    def stop_on_a_full_disk() -> None:
+        recorder.checkpoint.wait()
+        monkeypatch.setattr("hvq.files.save_file", _no_space)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    recorder.during = _at(5, stop_on_a_full_disk)
+    with pytest.raises(StorageError, match="step-000000006 cannot be written: No space left"):
+        recorder.train()
+
+
+def _no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # --- faults -------------------------------------------------------------------------------------------------------

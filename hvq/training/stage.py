@@ -1,0 +1,78 @@
+"""What the stages that train share: which samples come when, what is written first, and what was done already."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+from hvq.config import OptimizationConfig, RunConfig
+from hvq.data import ImageSource, TrainingStream
+from hvq.data.sources import BatchSource
+from hvq.distributed import Reduction
+from hvq.storage import RunFolder
+from hvq.training.checkpoints import TrainingCheckpoint
+from hvq.training.log import TrainingLog
+from hvq.training.optimization import Optimization
+from hvq.training.processes import describe
+
+BatchType = TypeVar("BatchType", bound=object)
+
+
+def open_stage(
+    stage: str,
+    config: RunConfig,
+    run: RunFolder,
+    checkpoint: TrainingCheckpoint,
+    *,
+    resumed: bool,
+    says: list[str | None],
+) -> TrainingLog:
+    """Leave the configuration in the run folder, make ready to save, and say what begins.
+
+    Not before everything that may be refused has been: until then an earlier run is as it was.
+
+    Args:
+        stage: its name in the log.
+        config: of the run; later stages read it in the run folder.
+        run: where everything lies.
+        checkpoint: of the stage.
+        resumed: whether training goes on from one.
+        says: sentences for the person; the first is told on what it trains.
+    """
+    optimization = checkpoint.optimization
+    if optimization.accelerator.is_main_process:
+        # Numbers that cannot be read are said now rather than after training.
+        run.metrics()
+        run.save_config(config)
+    log = TrainingLog.of(stage, run, optimization)
+    first, *others = says
+    log.say(f"{first}: {describe(optimization.accelerator)}", *others, checkpoint.begin(resumed=resumed))
+    return log
+
+
+def stream_of(
+    source: BatchSource[BatchType],
+    training: OptimizationConfig,
+    optimization: Optimization,
+    *,
+    seed: int,
+    workers: int = 0,
+) -> TrainingStream[BatchType]:
+    """The micro-batches of this process, from the optimization's step on."""
+    return TrainingStream(
+        source,
+        batch_size=training.batch_size,
+        micro_batches=training.micro_batches,
+        rank=optimization.reduction.rank,
+        processes=optimization.reduction.size,
+        seed=seed,
+        workers=workers,
+        start_step=optimization.step_number,
+    )
+
+
+def told_by_the_first(source: ImageSource, reduction: Reduction, device: torch.device, *, contents: bool) -> str:
+    """`ImageSource.fingerprint`, which the first process alone computes, in hexadecimal digits."""
+    found = bytes.fromhex(source.fingerprint(contents=contents)) if reduction.rank == 0 else bytes(32)
+    return bytes(reduction.first(torch.tensor(list(found), device=device)).tolist()).hex()
