@@ -28,6 +28,7 @@ from hvq.level_names import default_level_names
 from hvq.priors import PixelCNNPrior, PixelSNAILPrior, SamplingOptions, TransformerPrior
 from hvq.quantizers import VectorQuantizer
 from hvq.quantizers.finite_scalar import FiniteScalarQuantizer
+from hvq.quantizers.gaussian import GaussianBottleneck
 from hvq.quantizers.gumbel import GumbelQuantizer
 from hvq.quantizers.lookup_free import LookupFreeQuantizer
 from hvq.quantizers.residual import ResidualQuantizer
@@ -40,6 +41,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (config_quantizers.LookupFreeQuantizerConfig, LookupFreeQuantizer, 4),
     (config_quantizers.SimQuantizerConfig, SimQuantizer, 1),
     (config_quantizers.GumbelQuantizerConfig, GumbelQuantizer, 4),
+    (config_quantizers.GaussianBottleneckConfig, GaussianBottleneck, 0),
     (config_quantizers.ResidualQuantizerConfig, ResidualQuantizer, 1),
     (config_priors.TransformerPriorConfig, TransformerPrior, 5),
     (config_priors.PixelSNAILPriorConfig, PixelSNAILPrior, 11),

@@ -15,15 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
 # Scripts find their neighbours by bare name; what all benchmarks share lies one folder up.
-sys.path.append(str(HERE.parent))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from measuring import load_rows, markdown, save_rows
 
 from hvq.errors import HVQError
 from hvq.files import write_json
 
+HERE = Path(__file__).resolve().parent
 SHARED_DATA = HERE.parents[2] / "shared" / "data"
 
 
@@ -94,7 +94,7 @@ def parser_of(text: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--json",
         type=Path,
-        help="file of verdicts, in which those of this claim are replaced; beside it lie cells, which are not run again",
+        help="file of verdicts, in which that of this claim is replaced; cells lie beside it, and are not run again",
     )
     parser.add_argument("--data", type=Path, default=SHARED_DATA, help="folder with cifar10-{train,val}.safetensors")
     parser.add_argument("--plots", type=Path, default=HERE, help="folder for the plot")

@@ -21,7 +21,9 @@ class CodeWindow:
         """Count one micro-batch."""
         for name, result in results.items():
             counts = result.counts
-            self._counts[name] = self._counts[name] + counts if name in self._counts else counts
+            # A Gaussian level has no codes to count.
+            if counts.numel():
+                self._counts[name] = self._counts[name] + counts if name in self._counts else counts
 
     def numbers(self, reduction: Reduction) -> dict[str, float]:
         """`perplexity.<level>` and `usage.<level>` over all processes; the window begins anew."""
