@@ -40,8 +40,10 @@ def strip_of_images(axis: Axes, images: Tensor, title: str) -> None:
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         strip[:, i * (width + 1) : i * (width + 1) + width] = image
     axis.imshow(strip.squeeze(-1) if channels == 1 else strip, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axis.set_axis_off()
-    axis.text(-0.01, 0.5, title, transform=axis.transAxes, ha="right", va="center", fontsize=9, color=INK)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+    axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9, color=INK)
 
 
 def save(drawn: Figure, folder: Path, claim: str) -> None:

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvq.autoencoders import Autoencoder, AutoencoderLoss, convolutional_autoencoder, initialize_codebooks
+from hvq.autoencoders import (
+    Autoencoder,
+    AutoencoderLoss,
+    AutoencoderResult,
+    convolutional_autoencoder,
+    initialize_codebooks,
+)
 from hvq.config import ArrayConfig
 from hvq.data import ImageSource, build_sources, digit_sources, ordered_batches
 from hvq.data.pixels import bytes_to_model, model_to_unit
@@ -161,7 +167,7 @@ def train_autoencoder(
     schedule: Schedule,
     *,
     seed: int,
-    loss: AutoencoderLoss | None = None,
+    loss: Callable[[AutoencoderResult, Tensor], tuple[Tensor, Any]] | None = None,
     observe: Callable[[int], None] | None = None,
 ) -> None:
     """Train an autoencoder on uint8 images `[n, C, H, W]`, its codebooks begun by k-means.
@@ -171,7 +177,7 @@ def train_autoencoder(
         images: of the training split.
         schedule: of the steps.
         seed: of the order of images, and of what is drawn.
-        loss: equation (9) with its default weights, where None.
+        loss: the total first; equation (9) with its default weights, where None.
         observe: is told the number of finished steps after each.
     """
     weigh = loss or AutoencoderLoss()

@@ -13,6 +13,8 @@ from hvq.quantizers.losses import masked_mean
 
 # Bounds of the log-variance, far beyond what training needs: float32 overflows at 88.
 _LOWEST, _HIGHEST = -30.0, 20.0
+# Every posterior starts narrow: beside noise of the prior's own variance, a decoder is slow to hear the latents at all.
+_FIRST = -4.0
 
 
 class GaussianBottleneck(Quantizer):
@@ -46,12 +48,12 @@ class GaussianBottleneck(Quantizer):
     def __init__(self, *, code_dimension: int) -> None:
         super().__init__(codebook_size=0, code_dimension=code_dimension)
         self.mean = nn.Linear(code_dimension, code_dimension)
-        # At first every posterior has the variance of the prior.
         self.log_variance = nn.Linear(code_dimension, code_dimension)
         # Latents keep their scale, where torch's own start would shrink them.
         nn.init.normal_(self.mean.weight, std=1 / math.sqrt(code_dimension))
-        for parameter in (self.mean.bias, self.log_variance.weight, self.log_variance.bias):
-            nn.init.zeros_(parameter)
+        nn.init.zeros_(self.mean.bias)
+        nn.init.zeros_(self.log_variance.weight)
+        nn.init.constant_(self.log_variance.bias, _FIRST)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
