@@ -1,8 +1,8 @@
 """KL is log K: the posterior of a VQ-VAE is one-hot, so its divergence from the uniform prior is a constant.
 
-Equations (5) to (8). A VQ-VAE is trained on digits for each of several codebook sizes K. On held-out images the posterior
-of every position is written out as K probabilities in float64, and its divergence taken by the definition and by
-`torch.distributions`. Then the loss of one batch is differentiated with and without the divergence added to it, and all
+Equations (5) to (8). A VQ-VAE is trained on digits for each of several codebook sizes K. On held-out images the
+posterior of every position is written out as K probabilities in float64, and its divergence taken by the definition and
+by `torch.distributions`. Then the loss of one batch is differentiated with and without the divergence added to it, and all
 parameters are moved at random, far enough to change codes, to see whether the divergence moves.
 
 Beside it stands a model that differs in its posterior alone: Gumbel-softmax, which is not one-hot, and for which all of
@@ -100,7 +100,7 @@ def gradients(model: Autoencoder, pixels: Tensor, weight: float) -> Tensor:
 
 @torch.no_grad()
 def moved(model: Autoencoder, pixels: Tensor) -> tuple[float, float]:
-    """Largest change of the divergence where all parameters move by a tenth of their size, and the share of new codes."""
+    """Largest change of the divergence where parameters move by a tenth of their size, and the share of new codes."""
     before, start = one_hot(model, pixels), [parameter.clone() for parameter in model.parameters()]
     torch.manual_seed(1)
     for parameter in model.parameters():

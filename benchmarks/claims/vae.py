@@ -1,18 +1,18 @@
 """VQ-VAE against VAE: nearly as many bits per dimension, from the same encoder, decoder and training.
 
-On CIFAR-10 the paper (VQ-VAE, section 4.1) has 4.51 bits per dimension for a VAE, 4.67 for a VQ-VAE and 5.14 for VIMCO, so
-that discrete latents cost 3.5 %; networks of that size are out of reach here, and VIMCO is not measured. Two models differ
-in one line, `quantizer: {kind: gaussian}` or `{kind: vector}`, on 8x8 positions of 16 numbers, and are trained alike: the
-VAE on its ELBO with a Gaussian likelihood, whose variance follows the error of each batch (Rybkin et al. 2021, arXiv
-2006.13202), the VQ-VAE on equation (9). Measured on held-out images:
+On CIFAR-10 the paper (VQ-VAE, section 4.1) has 4.51 bits per dimension for a VAE, 4.67 for a VQ-VAE and 5.14 for VIMCO,
+so that discrete latents cost 3.5 %; networks of that size are out of reach here, and VIMCO is not measured. Two models
+differ in one line, `quantizer: {kind: gaussian}` or `{kind: vector}`, on 8x8 positions of 16 numbers, and are trained
+alike: the VAE on its ELBO with a Gaussian likelihood, whose variance follows the error of each batch (Rybkin et al.
+2021, arXiv 2006.13202), the VQ-VAE on equation (9). Measured on held-out images:
 
 - reconstruction: mean squared error on [0, 1], the VAE's from latents drawn as in training, and from their means.
-- sharpness: share of the images' own power above half of the highest frequency that reconstructions from the means keep,
-  from the radial power spectrum of grey images under a Hann window.
-- bits per dimension: the negative ELBO over 3,072 ln 2. The likelihood is a Gaussian around the reconstruction, integrated
-  over each of the 256 shades, of one standard deviation, that of the errors on training images; the VAE's z is drawn.
-  To it comes the VAE's KL to N(0, I), or the VQ-VAE's codes: at log K each under the uniform prior, and at
-  the held-out nats of a gated PixelCNN fitted to the training codes.
+- sharpness: share of the images' own power above half of the highest frequency that reconstructions from the means
+  keep, from the radial power spectrum of grey images under a Hann window.
+- bits per dimension: the negative ELBO over 3,072 ln 2. The likelihood is a Gaussian around the reconstruction,
+  integrated over each of the 256 shades, of one standard deviation, that of the errors on training images; the VAE's z
+  is drawn. To it comes the VAE's KL to N(0, I), or the VQ-VAE's codes: at log K each under the uniform prior, and at the
+  held-out nats of a gated PixelCNN fitted to the training codes.
 
 The claim holds if the VQ-VAE's bits per dimension under the uniform prior are at most 5 % above the VAE's.
 
@@ -26,6 +26,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import plots
@@ -157,7 +158,7 @@ def discretised_nats(means: Tensor, images: Tensor, deviation: float) -> Tensor:
 
 @torch.no_grad()
 def drawn(model: Autoencoder, images: Tensor) -> tuple[Tensor, float]:
-    """Reconstructions in [-1, 1] from drawn latents, and the mean of the bottleneck's KL per position, if it has one."""
+    """Reconstructions in [-1, 1] from drawn latents, and the bottleneck's mean KL per position, 0 where it has none."""
     torch.manual_seed(0)
     model.eval()
     model.quantizers["top"].train()
@@ -172,7 +173,13 @@ def drawn(model: Autoencoder, images: Tensor) -> tuple[Tensor, float]:
 
 
 def spectrum(images: Tensor) -> Tensor:
-    """Radial power spectrum of images `[n, C, H, W]` in [0, 1], grey, under a Hann window: `[H / 2 + 1]`, from 0 to Nyquist.
+    """Radial power spectrum of square images in [0, 1], made grey, under a Hann window.
+
+    Args:
+        images: `[n, C, H, H]`.
+
+    Returns:
+        `[H / 2 + 1]`, the mean power at 0, 1, 2 and so on cycles per image, up to Nyquist's frequency.
 
     >>> wave = torch.cos(torch.arange(32) * 2 * math.pi * 5 / 32).expand(1, 1, 32, 32)
     >>> int(spectrum(wave)[1:].argmax()) + 1
@@ -200,7 +207,7 @@ def run_cell(images: Images, plan: Plan, kind: str) -> dict[str, Any]:
     sharp = reconstructions(model, images.held_out)
     powers, own = spectrum(sharp), spectrum(images.held_out.float() / 255)
     high = len(own) // 2
-    latent_nats = {"gaussian": {"own": kl}, "vector": {"uniform": math.log(CODEBOOK_SIZE)}}[kind]
+    latent_nats = {"gaussian": {"normal": kl}, "vector": {"uniform": math.log(CODEBOOK_SIZE)}}[kind]
     if kind == "vector":
         latent_nats["trained"] = prior_nats(model, images, plan)
     nats = discretised_nats(restored, images.held_out, deviation).sum(dim=(1, 2, 3)).mean()
@@ -219,11 +226,11 @@ def run_cell(images: Images, plan: Plan, kind: str) -> dict[str, Any]:
 # --- the verdict -----------------------------------------------------------------------------------------------------
 
 
-def draw(cells: dict[str, dict[str, Any]], images: Images, folder: Any) -> None:
+def draw(cells: dict[str, dict[str, Any]], images: Images, folder: Path) -> None:
     """Reconstructions, spectra, and where the bits go."""
     drawn_figure = plots.Figure(figsize=(9.4, 5.4), layout="constrained", facecolor="white")
     above, below = drawn_figure.subfigures(2, 1, height_ratios=(1, 1.1))
-    rows = {"held-out image": images.held_out[:SHOWN]}
+    rows = {"held out": images.held_out[:SHOWN]}
     rows |= {name: torch.tensor(cell["images"], dtype=torch.uint8) for name, cell in cells.items()}
     for axis, (name, strip) in zip(above.subplots(len(rows), 1), rows.items(), strict=True):
         plots.strip_of_images(axis, strip, name)
@@ -237,9 +244,11 @@ def draw(cells: dict[str, dict[str, Any]], images: Images, folder: Any) -> None:
     left.legend(fontsize=8)
     plots.label(left, "radial power spectrum", "cycles per image", "power")
     bars = {
-        f"{name}, {prior}": (name, bits) for name, cell in cells.items() for prior, bits in cell["latent_bits"].items()
+        f"{name}, {prior} prior": (name, bits)
+        for name, cell in cells.items()
+        for prior, bits in cell["latent_bits"].items()
     }
-    names = [bar.replace("vae, own", "vae") for bar in bars]
+    names = list(bars)
     likelihoods = [cells[name]["likelihood_bits"] for name, _ in bars.values()]
     right.barh(names, likelihoods, color=plots.COLOURS[0], label="image given latent")
     right.barh(names, [bits for _, bits in bars.values()], left=likelihoods, color=plots.COLOURS[1], label="latent")
@@ -261,7 +270,7 @@ def measure(options: Options) -> Verdict:
     }
     draw(cells, images, options.plots)
     bits = {
-        "vae": cells["vae"]["likelihood_bits"] + cells["vae"]["latent_bits"]["own"],
+        "vae": cells["vae"]["likelihood_bits"] + cells["vae"]["latent_bits"]["normal"],
         "vq-vae": cells["vq-vae"]["likelihood_bits"] + cells["vq-vae"]["latent_bits"]["uniform"],
         "vq-vae, trained prior": cells["vq-vae"]["likelihood_bits"] + cells["vq-vae"]["latent_bits"]["trained"],
     }
