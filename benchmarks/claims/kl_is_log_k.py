@@ -2,8 +2,8 @@
 
 Equations (5) to (8). A VQ-VAE is trained on digits for each of several codebook sizes K. On held-out images the
 posterior of every position is written out as K probabilities in float64, and its divergence taken by the definition and
-by `torch.distributions`. Then the loss of one batch is differentiated with and without the divergence added to it, and all
-parameters are moved at random, far enough to change codes, to see whether the divergence moves.
+by `torch.distributions`. Then the loss of one batch is differentiated with and without the divergence added to it, and
+all parameters are moved at random, far enough to change codes, to see whether the divergence moves.
 
 Beside it stands a model that differs in its posterior alone: Gumbel-softmax, which is not one-hot, and for which all of
 this must fail, or the test would show nothing.

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -139,21 +138,29 @@ def nats(logits: Tensor, shades: Tensor) -> Tensor:
     return each.view(len(shades), -1).sum(dim=1)
 
 
-def train(model: PixelAutoencoder, shades: Tensor, plan: Plan, seed: int) -> None:
+def loss_of(model: PixelAutoencoder, shades: Tensor) -> tuple[Tensor, dict[str, QuantizerResult]]:
     """The negative ELBO in nats per pixel, or equation (9) with that likelihood."""
+    # The KL is a mean over positions, each of which stands for RATIO² pixels.
+    weights = {"kl": 1 / RATIO**2, "commitment": COMMITMENT_WEIGHT}
+    result = model.bottleneck(model.latents(shades))
+    likelihood = nats(model.logits(result.vectors, shades), shades).mean() / SIDE**2
+    return likelihood + sum(weights[name] * value for name, value in result.losses.items()), {"top": result}
+
+
+def train(model: PixelAutoencoder, shades: Tensor, plan: Plan, seed: int) -> None:
+    """By `loss_of`; codebooks begin by k-means over all training images."""
     if model.bottleneck.starts_from_latents:
         with torch.no_grad():
             latents = model.latents(shades).movedim(1, -1).flatten(0, -2)
         model.bottleneck.initialize(latents, len(shades) / 64, Reduction())
-    # A likelihood in nats per value: each position weighs as one of the values that it stands for.
-    weights = {"kl": 1 / RATIO**2, "commitment": COMMITMENT_WEIGHT}
-
-    def loss(batch: Tensor) -> tuple[Tensor, Mapping[str, QuantizerResult]]:
-        result = model.bottleneck(model.latents(batch))
-        likelihood = nats(model.logits(result.vectors, batch), batch).mean() / SIDE**2
-        return likelihood + sum(weights[name] * value for name, value in result.losses.items()), {"top": result}
-
-    fit(model, shades, loss, Schedule(plan.steps, learning_rate=2e-3), seed=seed, quantizers={"top": model.bottleneck})
+    fit(
+        model,
+        shades,
+        partial(loss_of, model),
+        Schedule(plan.steps, learning_rate=2e-3),
+        seed=seed,
+        quantizers={"top": model.bottleneck},
+    )
 
 
 # --- what is measured of them ----------------------------------------------------------------------------------------
@@ -227,7 +234,7 @@ def to_shades(images: Tensor) -> Tensor:
 
 def to_bytes(shades: Any) -> Tensor:
     """uint8 `[n, 1, 8, 8]` of shades."""
-    return (torch.tensor(shades).float() * 255 / (SHADES - 1)).round().to(torch.uint8).unsqueeze(1)
+    return (torch.as_tensor(shades).float() * 255 / (SHADES - 1)).round().to(torch.uint8).unsqueeze(1)
 
 
 def one_of_each(images: Images) -> Tensor:

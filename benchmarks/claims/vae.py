@@ -11,8 +11,8 @@ alike: the VAE on its ELBO with a Gaussian likelihood, whose variance follows th
   keep, from the radial power spectrum of grey images under a Hann window.
 - bits per dimension: the negative ELBO over 3,072 ln 2. The likelihood is a Gaussian around the reconstruction,
   integrated over each of the 256 shades, of one standard deviation, that of the errors on training images; the VAE's z
-  is drawn. To it comes the VAE's KL to N(0, I), or the VQ-VAE's codes: at log K each under the uniform prior, and at the
-  held-out nats of a gated PixelCNN fitted to the training codes.
+  is drawn. To it comes the VAE's KL to N(0, I), or the VQ-VAE's codes: at log K each under the uniform prior, and at
+  the held-out nats of a gated PixelCNN fitted to the training codes.
 
 The claim holds if the VQ-VAE's bits per dimension under the uniform prior are at most 5 % above the VAE's.
 
@@ -146,7 +146,7 @@ def discretised_nats(means: Tensor, images: Tensor, deviation: float) -> Tensor:
     >>> round(float((-discretised_nats(torch.full((256,), 0.3), shades, 0.2)).exp().sum()), 6)
     1.0
     """
-    offset = bytes_to_model(images).double() - means.double()
+    offset = images.double() / (BINS / 2) - 1 - means.double()
     above = torch.where(images == BINS, math.inf, (offset + 1 / BINS) / deviation)
     below = torch.where(images == 0, -math.inf, (offset - 1 / BINS) / deviation)
     # Of the two tails, the one that is small: there differences keep their digits.
