@@ -68,7 +68,7 @@ class Plan:
 
 
 QUICK = Plan(steps=500, width=32, layers=4)
-FULL = Plan(steps=3_000, width=64, layers=6, seeds=(0, 1, 2))
+FULL = Plan(steps=1_500, width=48, layers=5, seeds=(0, 1, 2))
 
 
 # --- the models ------------------------------------------------------------------------------------------------------

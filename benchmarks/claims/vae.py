@@ -75,7 +75,7 @@ class Plan:
 
 
 QUICK = Plan(10_000, 1_000, steps=600, batch_size=64, width=64, residual_blocks=1, prior_steps=150, prior_width=32)
-FULL = Plan(None, None, steps=10_000, batch_size=128, width=128, residual_blocks=2, prior_steps=4_000, prior_width=128)
+FULL = Plan(None, None, steps=5_000, batch_size=128, width=128, residual_blocks=2, prior_steps=2_000, prior_width=64)
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_a_plain_vae_trains_and_is_measured_and_codes_are_refused(tmp_path: Path
     assert level.keys() == {"absent_mse", "absent_stand_in"}
     assert level["absent_stand_in"] == "mean of the prior"
     assert "2x2 Gaussian latents of 16" in run.report.read_text()
-    for recipe in ("extract_codes", "train_prior"):
+    for recipe in ("extract_codes", "train_prior", "sample"):
         refused = run_recipe(recipe, *where)
         assert refused.code == 1
         assert "level top has none but the means of a gaussian bottleneck" in refused.err
