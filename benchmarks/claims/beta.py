@@ -6,9 +6,9 @@ learns by gradient and once with one of moving averages; all else is alike. What
 on the held-out split, as mean squared error on [0, 1].
 
 The spread between betas is the standard deviation, over the seven, of the mean error over seeds; the spread between
-seeds is that of single trainings with one beta, pooled over the seven. Where beta does nothing, the first is 1 / √3 of
-the second at most. Beside them stands a stricter measure, `ratio_to_residual`: the same three seeds serve every beta,
-so that what a seed does to all of them alike can be taken out of the spread before it is compared.
+seeds is that of single trainings with one beta, pooled over the seven. Where beta does nothing, the first is about
+1 / √3 of the second, or less. Beside them stands a stricter measure, `ratio_to_residual`: the same three seeds serve
+every beta, so that what a seed does to all of them alike can be taken out of the spread before it is compared.
 
 The claim holds if for both codebooks the spread between betas is at most twice the spread between seeds.
 

@@ -63,6 +63,6 @@ def test_every_claim_has_a_script_with_a_criterion_a_plot_and_a_row(load_claim: 
     readme, claims = (FOLDER / "README.md").read_text(), load_claim("all").CLAIMS
     assert len(claims) >= 4
     for claim in claims:
-        assert "\nThe claim holds if " in (FOLDER / f"{claim}.py").read_text()
+        assert "\nThe claim holds if" in (FOLDER / f"{claim}.py").read_text()
         assert (FOLDER / f"{claim}.png").exists()
         assert f"({claim}.png)" in readme
