@@ -382,6 +382,12 @@ class RunConfig(FrozenModel):
                 f"priors names {', '.join(unknown)}, which is not a level; "
                 f"levels are {', '.join(self.autoencoder.levels)}"
             )
+        without = [name for name in self.priors if self.autoencoder.levels[name].quantizer.kind == "gaussian"]
+        if without:
+            raise ValueError(
+                f"priors names {', '.join(without)}, whose quantizer is gaussian and gives no codes that a prior could "
+                "learn; leave the prior out, or take another kind of quantizer"
+            )
         return self
 
     def prior(self, level: str) -> PriorStageConfig:

@@ -107,6 +107,13 @@ def test_every_configuration_is_frozen_and_refuses_unknown_fields() -> None:
     assert all(model.model_config.get("frozen") and model.model_config.get("extra") == "forbid" for model in MODELS)
 
 
+def test_a_level_without_codes_has_no_prior() -> None:
+    levels = {"top": {"ratio": 4, "quantizer": {"kind": "gaussian"}}}
+    assert _run(autoencoder={"channels": 1, "levels": levels}).priors == {}
+    with pytest.raises(ValidationError, match="priors names top, whose quantizer is gaussian and gives no codes"):
+        _run(autoencoder={"channels": 1, "levels": levels}, priors={"top": {}})
+
+
 def test_every_field_says_what_it_means() -> None:
     silent = [
         f"{model.__name__}.{name}"
