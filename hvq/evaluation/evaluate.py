@@ -113,6 +113,7 @@ def measure_reconstruction(
             device
         )
         for name, quantizer in hierarchy.autoencoder.quantizers.items()
+        if quantizer.discrete
     }
     absent = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in names}
     for batch in _share(source, config, reduction):
@@ -121,28 +122,40 @@ def measure_reconstruction(
         metrics.update(images, restored["images"])
         # Padding is left out, as it is where codebooks learn.
         codes = hierarchy.autoencoder.without_padding({name: restored[f"codes.{name}"] for name in names}, source.size)
+        for name, histogram in usage.items():
+            histogram.update(codes[name])
         for name in names:
-            usage[name].update(codes[name])
             squared = (restored[f"absent.{name}"] - images).double().square().sum()
             absent[name] += torch.stack([squared, squared.new_tensor(images.numel())])
     levels: Numbers = {}
     for name, level in hierarchy.autoencoder.levels.items():
-        histogram = usage[name].compute()
         squared_sum, count = reduction.sum(absent[name]).tolist()
         levels[name] = {
-            "usage": float(histogram.usage),
-            "perplexity": float(histogram.perplexity),
+            **_usage_numbers(usage.get(name)),
             "absent_mse": squared_sum / count,
-            "absent_stand_in": "mean codebook vector" if level.absent is None else "learned vector",
+            "absent_stand_in": "learned vector" if level.absent is not None else _mean_vector(name in usage),
         }
     height, width = source.size
     about = {
         **{f"reconstruction.{name}": text for name, text in metrics.about().items()},
         "split": f"{len(source)} held-out images, {height}x{width}, {hierarchy.channels} channel(s), pixels in [0, 1]",
         "levels": "usage: share of codes that occur in the held-out split; perplexity: exp of the entropy of their "
-        "histogram over it; absent_mse: error on [0, 1] with that level alone replaced by its stand-in",
+        "histogram over it, both left out where a level's bottleneck is Gaussian and it has no codes; absent_mse: "
+        "error on [0, 1] with that level alone replaced by its stand-in",
     }
     return {"reconstruction": metrics.compute(), "levels": levels, "about": about}
+
+
+def _mean_vector(discrete: bool) -> str:
+    return "mean codebook vector" if discrete else "mean of the prior"
+
+
+def _usage_numbers(usage: CodeUsage | None) -> dict[str, float]:
+    """Of a level; none where it has no codes."""
+    if usage is None:
+        return {}
+    histogram = usage.compute()
+    return {"usage": float(histogram.usage), "perplexity": float(histogram.perplexity)}
 
 
 def measure_priors(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, reduction: Reduction) -> Numbers:

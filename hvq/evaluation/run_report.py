@@ -102,6 +102,8 @@ def _summary(config: RunConfig, hierarchy: Hierarchy) -> str:
     parts = [
         f"{name}: {'x'.join(map(str, hierarchy.grids[name]))} codes of {quantizer.codebook_size}"
         + f", {quantizer.codes_per_position} a position" * (quantizer.codes_per_position > 1)
+        if quantizer.discrete
+        else f"{name}: {'x'.join(map(str, hierarchy.grids[name]))} Gaussian latents of {quantizer.code_dimension}"
         for name, quantizer in levels.items()
     ]
     bits = sum(
@@ -109,9 +111,10 @@ def _summary(config: RunConfig, hierarchy: Hierarchy) -> str:
         * quantizer.codes_per_position
         * (quantizer.codebook_size - 1).bit_length()
         for name, quantizer in levels.items()
+        if quantizer.discrete
     )
     height, width = hierarchy.image_size
-    return f"{height}x{width} images as {'; '.join(parts)}: {bits} bits each."
+    return f"{height}x{width} images as {'; '.join(parts)}{f': {bits} bits each' if bits else ''}."
 
 
 def _stand_in_note(stand_ins: Mapping[str, str]) -> str:
