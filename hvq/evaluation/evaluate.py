@@ -162,7 +162,7 @@ class _Evaluation:
             )
         measured = accuracy.joined(measured)
         if eyes is None:
-            return measured.joined(Measured(about={"generation": f"left out: {no_eyes}"}))
+            return measured.joined(Measured(about=dict.fromkeys(("generation", "rejection"), f"left out: {no_eyes}")))
         seen = self._seen(eyes.extractor, generated.images)
         neighbours = {"neighbours": self.config.evaluation.neighbours, "seed": self.config.seed}
         return measured.joined(

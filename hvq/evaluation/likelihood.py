@@ -24,8 +24,8 @@ VALUES = 256
 SMALLEST_SCALE, LARGEST_SCALE = 1e-4, 10.0
 """Of pixels in [0, 1]: at the smallest all probability is in one bin, at the largest it is even over those inside."""
 
-_GRID = 81
-_REFINEMENTS = 60
+_GRID = 33
+_REFINEMENTS = 40
 
 Likelihood = Callable[[float], Tensor]
 """From a scale, for pixels in [0, 1], to log probabilities in nats, float64 `[256 reconstructions, 256 values]`."""

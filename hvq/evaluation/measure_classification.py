@@ -38,9 +38,9 @@ def why_no_accuracy(training: dict[str, Tensor], held_out: dict[str, Tensor]) ->
         held_out: the same of held-out ones.
     """
     if not len(labelled(held_out)["labels"]) or not len(labelled(training)["labels"]):
-        return "There is no accuracy score without labels in both splits"
+        return "left out, since there is no accuracy score without labels in both splits"
     if min(training["images"].shape[2:]) < SMALLEST_SIDE:
-        return f"There is no accuracy score under {SMALLEST_SIDE} pixels, the classifier's smallest"
+        return f"left out, since images are smaller than {SMALLEST_SIDE} pixels, the classifier's smallest"
     return ""
 
 
@@ -94,11 +94,9 @@ def measure_accuracy(
         f"of {len(real['labels'])} training images, and on these themselves; mean of "
         f"{config.evaluation.classifier_seeds} seeds"
     )
-    top_about = (
-        f"the same, where any of the {TOP} most probable classes may be the right one"
-        if len(tops) > 1
-        else f"left out, since there are no more than {TOP} classes"
-    )
+    top_about = f"the same, where any of the {TOP} most probable classes may be the right one"
+    if len(tops) == 1:
+        top_about = f"left out, since there are no more than {TOP} classes"
     return Measured({_GROUP: numbers}, {_GROUP: score_about, f"{_GROUP}.top{TOP}": top_about})
 
 
