@@ -27,7 +27,7 @@ from hvq.evaluation.measure_priors import measure_bits, measure_likelihood, meas
 from hvq.evaluation.measure_reconstruction import encode_and_restore, measure_reconstruction
 from hvq.evaluation.measured import Measured, Numbers
 from hvq.evaluation.own_classifier import own_classifier
-from hvq.evaluation.real_images import MOST_REAL_IMAGES, gather_images
+from hvq.evaluation.real_images import gather_images, most_real_images
 from hvq.evaluation.samples import class_labels, draw_samples
 from hvq.storage import Hierarchy, RunFolder, load_hierarchy, require_channels
 
@@ -93,6 +93,7 @@ class _Evaluation:
         training, held_out = self._gathered(sources.train), self._gathered(sources.validation)
         priors = measured.numbers.get("priors", {})
         measured = measured.joined(self._likelihood(held_out_pass.pixel_pairs, training, priors, sources.validation))
+        measured = measured.joined(self._about_images(sources))
         eyes, no_eyes = self._eyes(training, held_out)
         measured = measured.joined(
             Measured(about={"reconstruction.rfid": f"left out: {no_eyes}"})
@@ -105,7 +106,7 @@ class _Evaluation:
         return measured
 
     def _gathered(self, source: ImageSource) -> Images:
-        """At most `MOST_REAL_IMAGES` of a split, with their labels and reconstructions."""
+        """At most `most_real_images` of a split, with their labels and reconstructions."""
 
         def restore(images: Tensor) -> Tensor:
             return unit_to_bytes(encode_and_restore(self.hierarchy, images, self.config.chunk_size)["images"])
@@ -133,6 +134,16 @@ class _Evaluation:
             return None, reason
         images = (training["images"], held_out["images"], held_out["restored"])
         return _Eyes(extractor, *(self._seen(extractor, some) for some in images)), ""
+
+    def _about_images(self, sources: Sources) -> Measured:
+        """What all features, and the classifiers of the accuracy score, are given."""
+        (height, width), channels = sources.train.size, sources.train.channels
+        most = most_real_images(sources.train.size, channels)
+        text = (
+            f"features and classes are of images in bytes, 0 to 255, {height}x{width}, {channels} channel(s), training "
+            f"images as they are, without augmentation; of a split of more than {most} so many, spread over all of it"
+        )
+        return Measured(about={"images": text})
 
     def _seen(self, extractor: FeatureExtractor, images: Tensor) -> Seen:
         chunk_size = self.config.chunk_size
@@ -174,7 +185,7 @@ class _Evaluation:
             generated.images,
             generated.codes,
             training["images"],
-            _training_codes(self.run),
+            _training_codes(self.run, self.hierarchy.channels),
             threshold=reconstruction_error,
         )
         about = (
@@ -220,9 +231,9 @@ class _Evaluation:
         ).network
 
 
-def _training_codes(run: RunFolder) -> dict[str, Tensor]:
+def _training_codes(run: RunFolder, channels: int) -> dict[str, Tensor]:
     """Codes of the same training images that `gather_images` gives, in every augmented epoch."""
     folder = CodeFolder(run.codes, "train")
-    images = spread_rows(folder.num_images, MOST_REAL_IMAGES)
+    images = spread_rows(folder.num_images, most_real_images(folder.image_size, channels))
     epochs = np.arange(folder.description.augmented_epochs)
     return folder.fetch((epochs[:, None] * folder.num_images + images).flatten()).codes

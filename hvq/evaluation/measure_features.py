@@ -18,7 +18,7 @@ from hvq.evaluation.classification import SMALLEST_SIDE
 from hvq.evaluation.extractors import ClassifierExtractor, FeatureExtractor, InceptionExtractor
 from hvq.evaluation.frechet import FrechetDistance
 from hvq.evaluation.inception_score import InceptionScore
-from hvq.evaluation.kernel_distance import KernelDistance
+from hvq.evaluation.kernel_distance import KernelDistance, KernelScore
 from hvq.evaluation.measured import Measured, Numbers, loaded_everywhere
 from hvq.evaluation.own_classifier import own_classifier
 from hvq.evaluation.precision_recall import ManifoldPrecisionRecall, PrecisionRecall
@@ -162,8 +162,13 @@ def measure_generation(
     """
     kind, equal = extractor.kind, min(training.total, held_out.total, generated.total)
     numbers: Numbers = {"extractor": extractor.name}
+    subsets: dict[str, str] = {}
     for ending, fake in (("", generated), ("_held_out", held_out)):
-        values = {**_distances(training, fake, seed), "score": _score(fake)}
+        kernel = _kernel_distance(training, fake, seed)
+        values: Numbers = {"fid": None, "kid": None, "kid_deviation": None, "score": _score(fake)}
+        if kernel is not None:
+            values |= {"fid": frechet(training, fake), "kid": kernel.mean, "kid_deviation": kernel.deviation}
+            subsets[ending] = f"{kernel.subsets} subset(s) of {kernel.subset_size}"
         manifolds = precision_recall(training.spread(equal), fake.spread(equal), neighbours)
         values["precision"], values["recall"] = manifolds or (None, None)
         numbers |= {f"{kind}_{name}{ending}": value for name, value in values.items()}
@@ -171,8 +176,8 @@ def measure_generation(
     about = {
         "fid": f"FID: Fréchet distance between {generated.total} samples and {real}, {on}; lower is better"
         + _caveat(training, min(generated.total, training.total)),
-        "kid": f"KID: kernel distance between {generated.total} samples and {real}, unbiased, mean over subsets (its "
-        f"deviation beside it), {on}; 0 is alike",
+        "kid": f"KID: kernel distance between {generated.total} samples and {real}, unbiased, mean over "
+        f"{subsets.get('', 'none')}, with the deviation beside it, {on}; 0 is alike",
         "score": f"Inception score of {generated.total} samples as one split, {on}; from 1 to the number of classes, "
         "higher is better",
         "precision": f"share of {equal} samples that lie in the manifold of {equal} training images, of {neighbours} "
@@ -191,14 +196,14 @@ def measure_generation(
     return Measured({"generation": numbers}, {f"generation.{kind}_{name}": text for name, text in about.items()})
 
 
-def _distances(real: Seen, fake: Seen, seed: int) -> Numbers:
+def _kernel_distance(real: Seen, fake: Seen, seed: int) -> KernelScore | None:
     if min(real.total, fake.total) < 2:
-        return {"fid": None, "kid": None, "kid_deviation": None}
+        return None
     kernel = KernelDistance(features=real.features.shape[1], seed=seed).to(real.features.device)
     kernel.update(real.features, real.numbers, real=True)
     kernel.update(fake.features, fake.numbers, real=False)
-    found = kernel.compute()
-    return {"fid": frechet(real, fake), "kid": found.mean, "kid_deviation": found.deviation}
+    found: KernelScore = kernel.compute()
+    return found
 
 
 def _score(seen: Seen) -> float | None:

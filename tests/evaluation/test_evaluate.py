@@ -276,10 +276,9 @@ def test_samples_are_measured_in_their_precision_and_priors_in_float32(
 def test_copies_are_looked_for_in_the_same_images_by_pixels_and_by_codes(
     copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (real_images, evaluate_module):
-        monkeypatch.setattr(module, "MOST_REAL_IMAGES", 10)
+    monkeypatch.setattr(real_images, "MOST_REAL_IMAGES", 10)
     rows = spread_rows(TRAIN_IMAGES, 10)
-    found = evaluate_module._training_codes(copied_run.run)["top"]
+    found = evaluate_module._training_codes(copied_run.run, channels=1)["top"]
     codes = CodeFolder(copied_run.run.codes, "train")
     assert len(codes) == 2 * TRAIN_IMAGES
     assert torch.equal(found, codes.fetch(np.concatenate([rows, rows + TRAIN_IMAGES])).codes["top"])
