@@ -16,7 +16,7 @@ from hvq.evaluation.classification import (
     top_accuracy,
 )
 from hvq.evaluation.extractors import FeatureExtractor
-from hvq.evaluation.measure_features import Seen, precision_recall
+from hvq.evaluation.measure_features import Seen, described, precision_recall
 from hvq.evaluation.measured import Measured, Numbers
 from hvq.evaluation.real_images import labelled
 from hvq.evaluation.rejection import kept_per_class, own_class_probabilities, surest
@@ -193,7 +193,7 @@ def measure_rejection(
     about = (
         f"by the share of {len(labels)} samples that is kept, of each class those that a classifier of "
         f"{len(real['labels'])} real images is surest of. precision and recall: of {len(fewest)} of the kept against "
-        f"{seen_training.total} training images, on features of {extractor.name}, by manifolds of "
+        f"{seen_training.total} training images, on features of {described(extractor)}, by manifolds of "
         f"{config.evaluation.neighbours} nearest neighbours; accuracy: share of the kept that a second classifier, of "
         f"another seed, takes for the class they were drawn for{few}"
     )

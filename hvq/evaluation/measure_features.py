@@ -161,7 +161,7 @@ def measure_generation(
         seed: of the subsets of KID.
     """
     kind, equal = extractor.kind, min(training.total, held_out.total, generated.total)
-    numbers: Numbers = {"extractor": extractor.name}
+    numbers: Numbers = {"extractor": described(extractor)}
     subsets: dict[str, str] = {}
     for ending, fake in (("", generated), ("_held_out", held_out)):
         kernel = _kernel_distance(training, fake, seed)
@@ -215,13 +215,13 @@ def _score(seen: Seen) -> float | None:
     return float(score.compute())
 
 
+def described(extractor: FeatureExtractor) -> str:
+    """Which extractor it is, and that it is not the one of published numbers, where it is not."""
+    return extractor.name if extractor.kind == "inception" else f"{extractor.name}, NOT Inception"
+
+
 def _on(extractor: FeatureExtractor) -> str:
-    warning = (
-        ""
-        if extractor.kind == "inception"
-        else ", NOT those of Inception, so not to be compared with published numbers"
-    )
-    return f"on features of {extractor.name}{warning}"
+    return f"on features of {described(extractor)}"
 
 
 def _caveat(seen: Seen, images: int) -> str:

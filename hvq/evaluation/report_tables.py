@@ -48,6 +48,10 @@ def one_digit(value: float) -> str:
     return f"{value:.1f}"
 
 
+def four_digits(value: float) -> str:
+    return f"{value:.4g}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them.
 
@@ -105,11 +109,11 @@ REJECTION_COLUMNS: dict[str, tuple[str, Format]] = {
     "accuracy": ("accuracy", percent),
 }
 GENERATION_COLUMNS: dict[str, tuple[str, Format]] = {
-    "samples": ("samples", error),
-    "held_out": ("held-out images", error),
+    "samples": ("samples", four_digits),
+    "held_out": ("held-out images", four_digits),
     "meaning": ("meaning", str),
 }
-RECONSTRUCTION_COLUMNS: dict[str, tuple[str, Format]] = {"value": ("value", error), "meaning": ("meaning", str)}
+RECONSTRUCTION_COLUMNS: dict[str, tuple[str, Format]] = {"value": ("value", four_digits), "meaning": ("meaning", str)}
 
 
 def cards(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
