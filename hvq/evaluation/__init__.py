@@ -17,7 +17,6 @@ from hvq.evaluation.frechet import FrechetDistance
 from hvq.evaluation.inception_score import InceptionScore
 from hvq.evaluation.kernel_distance import KernelDistance
 from hvq.evaluation.likelihood import PixelPairs, bits_per_dimension
-from hvq.evaluation.own_classifier import own_classifier
 from hvq.evaluation.perceptual import PerceptualDistance
 from hvq.evaluation.pictures import (
     image_grid,
@@ -58,7 +57,6 @@ __all__ = [
     "load_inception_network",
     "load_lpips_network",
     "nearest_squared_errors",
-    "own_classifier",
     "predict_classes",
     "reconstruction_grid",
     "rejection_curve",
