@@ -37,6 +37,8 @@ _MOST_LABEL_BYTES = 2**16
 _MOST_JSON_BYTES = 2**24
 # No picture of as many pixels as are decoded is larger.
 _MOST_IMAGE_BYTES = 2**29
+# `tar` fills its last record with zeros; with the largest blocking factors in use, that is less.
+_MOST_END_BYTES = 2**20
 # Names that webdataset leaves out.
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -111,7 +113,8 @@ def forget_shard(shard: Shard) -> None:
 
 
 def _mark(stamp: NDArray[np.int64], label_key: str | None) -> str:
-    return f"read: {stamp.tolist()} {label_key!r}"
+    # Another text than that of findings from before an end was looked for.
+    return f"read to its end: {stamp.tolist()} {label_key!r}"
 
 
 def _status(shard: Shard) -> os.stat_result:
@@ -255,7 +258,7 @@ def open_shard(shard: Shard) -> Iterator[BinaryIO]:
 
 
 class _StrictMember(tarfile.TarInfo):
-    """`tarfile` takes a damaged header, or none at all, for the end of the archive; here they are what they are."""
+    """`tarfile` takes a damaged header, a zeroed one, or none at all, for the end; here they are what they are."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictMember:
@@ -263,6 +266,7 @@ class _StrictMember(tarfile.TarInfo):
         try:
             return super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            _require_end(tarfile_)
             raise
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
             if begins:
@@ -270,6 +274,25 @@ class _StrictMember(tarfile.TarInfo):
             raise tarfile.ReadError("it has no end: it is cut short, or still being written") from None
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"damaged at byte {tarfile_.offset}: {error}") from None
+
+
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Read on behind a block of zeros: only where nothing but the rest of a record follows does the archive end there.
+
+    Otherwise a header was zeroed, a download into space that was set aside is not done, or archives were joined by
+    `cat`, and what follows would be lost without a word.
+    """
+    assert archive.fileobj is not None
+    ended, length = archive.offset, 0
+    while block := archive.fileobj.read(tarfile.RECORDSIZE):
+        length += len(block)
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(
+                f"zeros at byte {ended} stand where its end would be, and more follows: it is damaged, or made of "
+                "several, which `tar --concatenate` joins"
+            )
+        if length > _MOST_END_BYTES:
+            raise tarfile.ReadError(f"from byte {ended} on it is empty: it is damaged, or not yet loaded to its end")
 
 
 @contextmanager
