@@ -7,6 +7,7 @@ import math
 import os
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -186,7 +187,11 @@ def decode(
     """
     with open_picture(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
         read_reduced(picture, size)
-        ImageOps.exif_transpose(picture, in_place=True)
+        # Apart, for what is wrong with the pixels is to be said.
+        picture.load()
+        # Other viewers leave a picture as it is where they cannot make out how it was held.
+        with suppress(*READ_ERRORS):
+            ImageOps.exif_transpose(picture, in_place=True)
         return to_tensor(fit(convert(picture, channels), size, position))
 
 
