@@ -158,9 +158,16 @@ def _scan(shard: Shard, stamp: NDArray[np.int64], label_key: str | None) -> Shar
     suffixes = {_LABEL} if label_key is None else {_JSON}
     names, labels, skipped = list[str](), list[str](), list[str]()
     places: list[tuple[int, int]] = []
+    pieces: dict[str, bool] = {}
     with reading(shard):
         for sample in group_by_keys(_looked_at(shard, suffixes)):
             images = [value for value in sample.values() if isinstance(value, _Image)]
+            # The one class or picture would be that of nothing, and the other without.
+            if pieces.setdefault(sample["__key__"], bool(images)) != bool(images):
+                raise ValueError(
+                    f"the members of sample {sample['__key__']!r} do not lie side by side; write it with "
+                    "`tar --sort=name`"
+                )
             if len(images) > 1:
                 raise ValueError(
                     f"sample {sample['__key__']!r} holds {len(images)} images, "
@@ -209,9 +216,11 @@ def _label(sample: dict[str, Any], label_key: str | None) -> str:
         return ""
     try:
         text = data.decode("utf-8")
-        value = text.strip() if label_key is None else json.loads(text).get(label_key, "")
+        value = text.strip() if label_key is None else json.loads(text).get(label_key)
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the class of sample {sample['__key__']!r} cannot be read ({error})") from None
+    if value is None:
+        return ""
     if isinstance(value, bool) or not isinstance(value, int | str) or "\0" in str(value):
         raise ValueError(f"the class of sample {sample['__key__']!r} must be a number or a name; it is {value!r}")
     return "" if str(value) == "-1" else str(value)

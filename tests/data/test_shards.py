@@ -109,7 +109,7 @@ def test_classes_are_numbers_or_names(tmp_path: Path) -> None:
 
 
 def test_classes_under_a_key_of_json(tmp_path: Path) -> None:
-    contents = [{"kind": "dog", "label": 5}, {"kind": "cat"}, {"text": "x"}, {"kind": "dog"}]
+    contents = [{"kind": "dog", "label": 5}, {"kind": "cat"}, {"text": "x", "kind": None}, {"kind": "dog"}]
     members = [
         part
         for index, value in enumerate(contents)
@@ -152,10 +152,15 @@ def test_held_out_shards_have_classes_of_training(tmp_path: Path) -> None:
         ([("0.png", encoded(0)), ("0.png", encoded(1))], "duplicate"),
         (sample("0", 0, "a" * 70_000), r"0\.cls holds 70,000 bytes"),
         ([("0.png", encoded(0)), ("0.cls", b"\xff\xfe")], "class of sample '0' cannot be read"),
-        ([*sample("0", 0, "9" * 9), *sample("1", 1)], "numbers below 1,048,576; one is 999999999"),
+        ([*sample("0", 0, "9" * 9), *sample("1", 1)], "numbers below 1,048,576; one has 9 digits"),
         ([("0.txt", b"a"), ("1.txt", b"b")], "must hold images; found none"),
         ([("0.png", b"x"), ("1.png", b"y")], "must hold images; found none, and 2 that cannot be read"),
         (sample("0", 0), "holds a single image"),
+        (
+            [("0.png", encoded(0)), ("1.png", encoded(1)), ("0.cls", b"1"), ("1.cls", b"0")],
+            r"members of sample '0' do not lie side by side; write it with `tar --sort=name`",
+        ),
+        ([*sample("0", 0, "9" * 5_000), *sample("1", 1)], r"numbers below 1,048,576; one has 5,000 digits"),
     ],
 )
 def test_samples_that_are_not_as_they_should_be(tmp_path: Path, members: Any, sentence: str) -> None:
