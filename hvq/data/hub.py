@@ -218,14 +218,16 @@ def _shards_of(rows: int) -> int:
 
 def _arguments(name: str, configuration: str | None) -> dict[str, Any]:
     """For `load_dataset` and `load_dataset_builder`."""
-    files = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+    # A file or folder may be called like wildcards.
+    wildcards = glob.has_magic(name) and not os.path.exists(name)
+    files = sorted(glob.glob(name)) if wildcards else [name]
     kinds = {Path(file).suffix for file in files}
     if kinds <= {".parquet", ".arrow"} and len(kinds) == 1:
         missing = [file for file in files if not Path(file).is_file()]
         if missing:
             raise DataError(f"no file {missing[0]}; set data.name to parquet or arrow files that exist")
         return {"path": kinds.pop()[1:], "data_files": {"train": [str(Path(file).absolute()) for file in files]}}
-    if glob.has_magic(name):
+    if wildcards:
         raise DataError(
             f"data.name must lead to parquet or arrow files; {name} leads to {', '.join(files[:3]) or 'none'}"
         )

@@ -160,6 +160,13 @@ class ShardRows:
     def _ends(self) -> Indices:
         return np.cumsum(self.counts)
 
+    @cached_property
+    def last(self) -> Indices:
+        """Last row of each shard in which samples lie, int64 `[shards]`; -1 for others."""
+        rows = np.full(len(self.counts), -1, np.int64)
+        rows[self.counts > 0] = self.rows[self._ends[self.counts > 0] - 1]
+        return rows
+
     def chosen(self, mask: NDArray[np.bool_]) -> ShardRows:
         """Some of the samples, by a mask `[N]`."""
         shards = np.repeat(np.arange(len(self.counts)), self.counts)
@@ -294,6 +301,10 @@ class StreamReader:
             found, data = opened.next()
             if data is not None:
                 self._held[unread.pop(found)] = data
+        if opened.row > self._images.place.last[shard]:
+            # Nothing more is wanted of it: neither what follows, nor a connection that stays open.
+            self._open.remove(opened)
+            opened.close()
 
     def _opened(self, shard: int, row: int) -> _OpenShard:
         """A shard that is open at or before `row`, as near as can be; newly, it is opened at the first row that is due.

@@ -51,6 +51,34 @@ def test_ranges_wildcards_folders_and_lists_are_expanded(tmp_path: Path, monkeyp
     assert addresses("${WHERE}/a-01.tar") == expected[1:2]
 
 
+def test_held_out_shards_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("a", "b", "val")):
+        write_tar(tmp_path / "shards" / f"{name}.tar", sample(name, number))
+    monkeypatch.chdir(tmp_path)
+    held_out = f"{tmp_path}/shards/val.tar"
+    for train in ("shards", "shards/*.tar", "./shards/../shards/*", "shards/[a-z]*.tar"):
+        sources = shard_sources(train, held_out, size=SIZE)
+        assert (names_of(sources.train), names_of(sources.validation)) == (["a.png", "b.png"], ["val.png"])
+    (tmp_path / "link.tar").symlink_to("shards/val.tar")
+    for train in ("shards/{a,val}.tar", "shards/*.tar::./shards/val.tar", "shards/a.tar::link.tar"):
+        with pytest.raises(DataError, match=r"(val|link)\.tar cannot be both trained on and held out; leave it out"):
+            shard_sources(train, held_out, size=SIZE)
+    with pytest.raises(DataError, match=r"http://host/a.tar cannot be both"):
+        shard_sources("http://host/{a,b}.tar", "http://host/a.tar")
+    with pytest.raises(DataError, match="all shards at 'shards' are held out"):
+        shard_sources("shards", "shards/*.tar", size=SIZE)
+
+
+def test_one_shard_under_two_names_is_one(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [])
+    assert addresses(f"{path}::{tmp_path}/./a.tar::{tmp_path}") == [str(path)]
+
+
+def test_a_file_may_be_called_like_wildcards(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a[1].tar", [])
+    assert addresses(str(path)) == [str(path)]
+
+
 @pytest.mark.parametrize(
     ("specification", "sentence"),
     [
