@@ -138,7 +138,8 @@ class HubConfig(BaseDataConfig):
     train: str = Field("train", description="the split to train on")
     validation: str | None = Field(
         None,
-        description="the held-out split; null for `validation`, or else a share of the rows by hash of their numbers",
+        description="the held-out split; null for `validation`, `val` or `valid`, or else a share of the rows by hash "
+        "of their numbers",
     )
     columns: HubColumnsConfig = Field(default_factory=HubColumnsConfig, description="which columns hold what")
     size: tuple[PositiveInt, PositiveInt] = Field((256, 256), description="height and width of the images, in pixels")

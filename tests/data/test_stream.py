@@ -228,6 +228,16 @@ def test_few_shards_are_open_at_a_time_and_all_are_closed() -> None:
     assert shelf.closed == len(shelf.opened) == 40
 
 
+def test_many_lanes_on_one_reader_open_each_shard_once() -> None:
+    shelf = Shelf([3] * 173)
+    # As many stretches as shards: a shard each.
+    source = streamed(shelf, lanes=173, shuffle_buffer=173)
+    for _ in islice(TrainingStream(source, batch_size=173, seed=3), 3):
+        pass
+    assert sum(shelf.read.values()) == 3 * 173
+    assert len(shelf.opened) == 173
+
+
 def test_a_shard_is_closed_behind_its_last_sample() -> None:
     shelf = Shelf([5, 7, 3])
     # The last two of each are held out, as a mask may have it.
