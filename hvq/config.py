@@ -346,7 +346,8 @@ class RunConfig(FrozenModel):
     process_timeout: PositiveInt = Field(
         1_800,
         description="seconds that a process waits for the others before the run ends; longer than what one of them "
-        "does alone at a time: a file of codes, a chunk of samples, a classifier of the evaluation",
+        "does alone at a time: a look through new data, a file of codes, a chunk of samples, a classifier of the "
+        "evaluation",
     )
     data: DataConfig = Field(default_factory=DigitsConfig)
     autoencoder: AutoencoderConfig = Field(description="the hierarchy of levels")

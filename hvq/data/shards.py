@@ -23,6 +23,7 @@ from hvq.data.sources import Indices, Sources
 from hvq.data.splits import class_names, class_numbers, common_classes, held_out_by_hash
 from hvq.data.stream import Rows, ShardRows, StreamedImages, Streaming
 from hvq.data.tar import (
+    ATTEMPTS,
     TAR_ERRORS,
     Shard,
     ShardIndex,
@@ -34,8 +35,6 @@ from hvq.data.tar import (
 )
 from hvq.errors import DataError
 
-# Times that a connection which breaks off is taken up again without a sample in between.
-_ATTEMPTS = 3
 _FIX = "mend or remove the sample, or write the shard anew, and start again"
 
 
@@ -167,7 +166,7 @@ class TarReader:
                 return
             except TAR_ERRORS as error:
                 failures += 1
-                if isinstance(error, DataError) or self.table.shards[shard].local or failures == _ATTEMPTS:
+                if isinstance(error, DataError) or self.table.shards[shard].local or failures == ATTEMPTS:
                     with reading(self.table.shards[shard]):
                         raise
                 time.sleep(failures)
@@ -234,7 +233,7 @@ def _expand(specification: str) -> dict[str, _Named]:
     shards: dict[str, _Named] = {}
     for named in (named for address in addresses for named in _shards_at(address)):
         place = os.path.realpath(named.shard.address) if named.shard.local else named.shard.address
-        if place not in shards or named.explicit and not shards[place].explicit:
+        if place not in shards or (named.explicit and not shards[place].explicit):
             shards[place] = named
     if not shards:
         raise DataError(f"there are no shards at {specification!r}; it must name at least one tar file")
@@ -247,8 +246,8 @@ def _split_shards(train: str, validation: str) -> tuple[list[Shard], list[Shard]
     for place in first.keys() & held_out.keys():
         if first[place].explicit:
             raise DataError(
-                f"shard {first[place].shard.address} cannot be both trained on and held out; leave it out of data.train "
-                "or data.validation"
+                f"shard {first[place].shard.address} cannot be both trained on and held out; leave it out of "
+                "data.train or data.validation"
             )
     shards = [named.shard for place, named in first.items() if place not in held_out]
     if not shards:

@@ -30,6 +30,9 @@ from hvq.errors import DataError
 TAR_ERRORS = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError)
 """What reading a tar file raises where it is missing, damaged, or cut short."""
 
+ATTEMPTS = 3
+"""Times that a connection which breaks off is taken up again without a sample in between."""
+
 _WHAT = "shard"
 _LABEL = "cls"
 _JSON = "json"
@@ -101,7 +104,7 @@ def index_shard(shard: Shard, label_key: str | None) -> ShardIndex:
     known = recall(_WHAT, shard.address, mark)
     if known is not None:
         return _from_arrays(known, stamp)
-    found = _scan(shard, stamp, label_key)
+    found = _scanned(shard, stamp, label_key)
     if not shard.local or is_settled(int(stamp[1]), started):
         keep(_WHAT, shard.address, mark, _to_arrays(found))
     return found
@@ -142,6 +145,21 @@ def _from_arrays(arrays: Arrays, stamp: NDArray[np.int64]) -> ShardIndex:
 # --- scanning --------------------------------------------------------------------------------------------------------
 
 
+def _scanned(shard: Shard, stamp: NDArray[np.int64], label_key: str | None) -> ShardIndex:
+    """What a scan finds; where a connection breaks off, it begins again."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return _scan(shard, stamp, label_key)
+        except TAR_ERRORS as error:
+            # Errors of values are of samples that are not as they should be.
+            if shard.local or isinstance(error, ValueError):
+                with reading(shard):
+                    raise
+        time.sleep(attempt)
+    with reading(shard):
+        return _scan(shard, stamp, label_key)
+
+
 @dataclass(frozen=True)
 class _Image:
     """The image of a sample, as it was found."""
@@ -159,27 +177,25 @@ def _scan(shard: Shard, stamp: NDArray[np.int64], label_key: str | None) -> Shar
     names, labels, skipped = list[str](), list[str](), list[str]()
     places: list[tuple[int, int]] = []
     pieces: dict[str, bool] = {}
-    with reading(shard):
-        for sample in group_by_keys(_looked_at(shard, suffixes)):
-            images = [value for value in sample.values() if isinstance(value, _Image)]
-            # The one class or picture would be that of nothing, and the other without.
-            if pieces.setdefault(sample["__key__"], bool(images)) != bool(images):
-                raise ValueError(
-                    f"the members of sample {sample['__key__']!r} do not lie side by side; write it with "
-                    "`tar --sort=name`"
-                )
-            if len(images) > 1:
-                raise ValueError(
-                    f"sample {sample['__key__']!r} holds {len(images)} images, "
-                    f"{' and '.join(image.name for image in images)}; one is wanted"
-                )
-            for image in images:
-                if not image.readable:
-                    skipped.append(image.name)
-                    continue
-                names.append(image.name)
-                places.append((image.offset, image.size))
-                labels.append(_label(sample, label_key))
+    for sample in group_by_keys(_looked_at(shard, suffixes)):
+        images = [value for value in sample.values() if isinstance(value, _Image)]
+        # The one class or picture would be that of nothing, and the other without.
+        if pieces.setdefault(sample["__key__"], bool(images)) != bool(images):
+            raise ValueError(
+                f"the members of sample {sample['__key__']!r} do not lie side by side; write it with `tar --sort=name`"
+            )
+        if len(images) > 1:
+            raise ValueError(
+                f"sample {sample['__key__']!r} holds {len(images)} images, "
+                f"{' and '.join(image.name for image in images)}; one is wanted"
+            )
+        for image in images:
+            if not image.readable:
+                skipped.append(image.name)
+                continue
+            names.append(image.name)
+            places.append((image.offset, image.size))
+            labels.append(_label(sample, label_key))
     offsets, sizes = np.array(places, np.int64).reshape(-1, 2).T.copy()
     return ShardIndex(tuple(names), offsets, sizes, tuple(labels), tuple(skipped), stamp)
 

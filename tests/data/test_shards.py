@@ -306,7 +306,10 @@ def test_a_connection_that_breaks_off_is_taken_up_again(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     save_shards(root, 1)
     address, handler = server
+    # While it is looked through.
+    handler.broken = 2
     source = shard_sources(f"{address}/shard-0.tar", size=SIZE).train
+    assert handler.asked == ["shard-0.tar"] * 3
     expected = source.fetch(np.arange(len(source)))
     handler.broken = 2
     handler.asked.clear()
