@@ -8,15 +8,18 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import math
 import os
 import re
 import tarfile
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -42,6 +45,8 @@ _MOST_JSON_BYTES = 2**24
 _MOST_IMAGE_BYTES = 2**29
 # `tar` fills its last record with zeros; with the largest blocking factors in use, that is less.
 _MOST_END_BYTES = 2**20
+# Longer than the programs that load try again by themselves, with a server that is not ready.
+_SILENT_SECONDS = 120.0
 # Names that webdataset leaves out.
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -273,13 +278,60 @@ def open_shard(shard: Shard) -> Iterator[BinaryIO]:
 
     stream = gopen(shard.address)
     try:
-        yield stream
+        with _impatient(stream) as watched:
+            yield watched
     finally:
         # A program that loads would wait for a server that has stopped to send, and we for it.
         if process := getattr(stream, "proc", None):
             process.kill()
         with suppress(OSError):
             stream.close()
+
+
+class _Watched:
+    """The bytes that a program loads, and since when they are waited for."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._waits_since = math.inf
+        self.silent = False
+
+    def read(self, size: int) -> bytes:
+        self._waits_since = time.monotonic()
+        data = b""
+        try:
+            data = self._stream.read(size)
+        except OSError:
+            if not self.silent:
+                raise
+        finally:
+            self._waits_since = math.inf
+        if self.silent:
+            raise OSError(f"nothing has come for {_SILENT_SECONDS:g} seconds")
+        return data
+
+    def watch(self, process: Popen[bytes], closed: threading.Event) -> None:
+        """End the program where it is waited for too long."""
+        while not closed.wait(_SILENT_SECONDS / 10):
+            if time.monotonic() - self._waits_since > _SILENT_SECONDS:
+                self.silent = True
+                process.kill()
+                return
+
+
+@contextmanager
+def _impatient(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """A stream whose other end may fall silent; it is not waited for forever, as its program would."""
+    process = getattr(stream, "proc", None)
+    if process is None:
+        yield stream
+        return
+    watched, closed = _Watched(stream), threading.Event()
+    threading.Thread(target=watched.watch, args=(process, closed), daemon=True).start()
+    try:
+        yield cast(BinaryIO, watched)
+    finally:
+        closed.set()
 
 
 class _StrictMember(tarfile.TarInfo):

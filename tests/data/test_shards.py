@@ -249,9 +249,10 @@ def test_compressed_shards_are_read_in_sequence(root: Path) -> None:
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Files of a folder; the first `broken` answers for a shard end in the middle."""
+    """Files of a folder; the first `broken` answers for a shard end in the middle, and as many fall silent."""
 
     broken = 0
+    silent = 0
     asked: list[str]
 
     def log_message(self, *_: Any) -> None:
@@ -263,6 +264,13 @@ class _Handler(SimpleHTTPRequestHandler):
         if type(self).broken > 0:
             type(self).broken -= 1
             content = content[: len(content) // 2]
+        if type(self).silent > 0:
+            type(self).silent -= 1
+            outputfile.write(content[: len(content) // 2])
+            outputfile.flush()
+            # Until the other end has gone.
+            self.connection.recv(1)
+            return
         outputfile.write(content)
 
 
@@ -317,6 +325,24 @@ def test_a_connection_that_breaks_off_is_taken_up_again(
     assert handler.asked == ["shard-0.tar"] * 3
     handler.broken = 9
     with pytest.raises(DataError, match=r"shard http://.*shard-0\.tar cannot be read"):
+        source.fetch(np.arange(len(source)))
+
+
+@needs_curl
+def test_a_server_that_falls_silent_is_asked_again(
+    root: Path, server: tuple[str, type[_Handler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tar, "_SILENT_SECONDS", 0.5)
+    save_shards(root, 1)
+    address, handler = server
+    source = shard_sources(f"{address}/shard-0.tar", size=SIZE).train
+    expected = source.fetch(np.arange(len(source)))
+    handler.asked.clear()
+    handler.silent = 1
+    assert same(source.fetch(np.arange(len(source))), expected)
+    assert handler.asked == ["shard-0.tar"] * 2
+    handler.silent = 3
+    with pytest.raises(DataError, match=r"shard-0\.tar cannot be read \(nothing has come for 0.5 seconds\)"):
         source.fetch(np.arange(len(source)))
 
 
