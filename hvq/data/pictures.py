@@ -125,6 +125,11 @@ def open_picture(file: BinaryIO) -> Image.Image:
         OSError, ValueError: or others of `READ_ERRORS`, where it is none, or claims more than 89 million pixels.
     """
     picture = Image.open(file, formats=_FORMATS)
+    if picture.format == "TIFF" and picture.mode == "I":
+        # Those of 16 bits without a sign have a mode of their own.
+        raise ValueError(
+            "its pixels are numbers of 32 bits, or with a sign, of unknown range; save it with 8 or 16 bits"
+        )
     if picture.width * picture.height > _MOST_PIXELS:
         raise ValueError(f"it claims {picture.width}x{picture.height} pixels, and {_MOST_PIXELS:,} are the most")
     return picture

@@ -5,6 +5,7 @@ Of the members only images, `.cls` and `.json` are ever looked at: what could ho
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import lzma
@@ -208,16 +209,17 @@ def _scan(shard: Shard, stamp: NDArray[np.int64], label_key: str | None) -> Shar
 def _looked_at(shard: Shard, suffixes: set[str]) -> Iterator[dict[str, Any]]:
     """What `group_by_keys` takes, of images and labels."""
     with open_shard(shard) as stream, opened_tar(stream, random_access=_at_random(shard)) as archive:
-        for member in regular_members(archive):
+        for member in _members(archive):
             name, suffix = plain_name(member.name), _suffix(member.name)
             if f".{suffix}" in SUFFIXES:
                 yield {"fname": name, "data": _look(archive, member, _at_random(shard)), "__url__": shard.address}
-            elif suffix in suffixes:
+            elif suffix in suffixes and _is_plain(member):
                 yield {"fname": name, "data": _small(archive, member), "__url__": shard.address}
 
 
 def _look(archive: tarfile.TarFile, member: tarfile.TarInfo, seekable: bool) -> _Image:
-    readable = member.size <= _MOST_IMAGE_BYTES
+    # A link holds no picture of its own.
+    readable = _is_plain(member) and member.size <= _MOST_IMAGE_BYTES
     if readable:
         file = extracted(archive, member)
         readable = is_readable(file if seekable else io.BytesIO(file.read()))
@@ -379,14 +381,42 @@ def opened_tar(stream: BinaryIO, *, random_access: bool) -> Iterator[tarfile.Tar
     Raises:
         tarfile.TarError: where it is damaged or cut short, there and while it is read.
     """
-    with tarfile.open(fileobj=stream, mode="r:" if random_access else "r|*", tarinfo=_StrictMember) as archive:
+    if random_access:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictMember) as archive:
+            yield archive
+        return
+    begun = _Begun(stream.read(2), stream)
+    # Of those that `tarfile` reads by itself it takes the first part for the whole.
+    plain = gzip.GzipFile(fileobj=cast(BinaryIO, begun)) if begun.head == b"\x1f\x8b" else cast(Any, begun)
+    with tarfile.open(fileobj=plain, mode="r|*", tarinfo=_StrictMember) as archive:
         yield archive
+
+
+class _Begun:
+    """A stream of which the first bytes have been read."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self.head = head
+        self._again = head
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        again, self._again = self._again[:size], self._again[size:]
+        return again + self._stream.read(size - len(again))
 
 
 def regular_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Plain files of an archive, without the names that webdataset leaves out."""
+    return filter(_is_plain, _members(archive))
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in archive:
-        if member.isreg() and not member.issparse() and not _META.match(member.name):
+        if not member.isdir() and not _META.match(member.name):
             yield member
         # Otherwise all of them are kept.
         archive.members = []  # type: ignore[attr-defined]

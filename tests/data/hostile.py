@@ -93,6 +93,8 @@ UNREADABLE: dict[str, Callable[[], bytes]] = {
     "claiming.ppm": _claiming_ppm,
     "zipped.png": _zipped_text,
     "float.tiff": lambda: saved(Image.new("F", (3, 5)), "TIFF"),
+    "wide.tiff": lambda: saved(Image.fromarray(np.full((5, 3), 70_001, np.int32)), "TIFF"),
+    "signed.tiff": lambda: saved(Image.fromarray(np.full((5, 3), -7, np.int32)), "TIFF"),
     # Pillow would start another program to see it.
     "postscript.png": lambda: saved(picture(0), "EPS"),
 }

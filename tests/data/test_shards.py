@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import gzip
+import io
 import json
 import os
 import shutil
+import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -237,8 +240,6 @@ def test_order_is_that_of_names_however_samples_are_spread(root: Path) -> None:
 def test_compressed_shards_are_read_in_sequence(root: Path) -> None:
     plain = shard_sources(save_shards(root, 2), size=SIZE, streaming=Streaming(enabled=True)).train
     for path in sorted(root.glob("*.tar")):
-        import gzip
-
         path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
     compressed = shard_sources(f"{root}/shard-*.tar.gz", size=SIZE).train
     assert isinstance(compressed, StreamedImages)
@@ -246,6 +247,37 @@ def test_compressed_shards_are_read_in_sequence(root: Path) -> None:
         assert same(one[0], other[0])
     with pytest.raises(DataError, match=r"from end to end, .*; set data.streaming.enabled to true or null"):
         shard_sources(f"{root}/shard-*.tar.gz", size=SIZE, streaming=Streaming(enabled=False))
+
+
+def test_a_compressed_shard_may_be_of_several_parts(tmp_path: Path) -> None:
+    """As bgzip and pigz write them."""
+    plain = write_tar(tmp_path / "a.tar", [part for index in range(5) for part in sample(str(index), index, "1")])
+    content = plain.read_bytes()
+    parts = [gzip.compress(content[start : start + 997]) for start in range(0, len(content), 997)]
+    (tmp_path / "a.tar.gz").write_bytes(b"".join(parts))
+    expected, found = (shard_sources(str(tmp_path / name), size=SIZE).train for name in ("a.tar", "a.tar.gz"))
+    assert names_of(found) == names_of(expected)
+    assert same(found.fetch(np.arange(4)), expected.fetch(np.arange(4)))
+    (tmp_path / "a.tar.gz").write_bytes(b"".join(parts)[:-11])
+    with pytest.raises(DataError, match=r"a\.tar\.gz cannot be read \(Compressed file ended before"):
+        shard_sources(str(tmp_path / "a.tar.gz"), size=SIZE)
+
+
+def test_links_are_named_among_those_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for index in range(3):
+            member = tarfile.TarInfo(f"{index}.png")
+            member.size = len(encoded(index))
+            archive.addfile(member, io.BytesIO(encoded(index)))
+        for kind, name in ((tarfile.LNKTYPE, "3.png"), (tarfile.SYMTYPE, "4.png"), (tarfile.DIRTYPE, "5.png")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "0.png"
+            archive.addfile(member)
+    sources = shard_sources(str(path), size=SIZE)
+    assert sources.train.skipped == (f"{path}: 3.png", f"{path}: 4.png")
+    streamed = shard_sources(str(path), size=SIZE, streaming=Streaming(enabled=True))
+    assert len(streamed.train.fetch(np.arange(2))) == 2
 
 
 class _Handler(SimpleHTTPRequestHandler):
