@@ -8,7 +8,6 @@ from pathlib import Path
 
 from command_line import read_command, recipe_parser, run, say
 
-from hvq.data import build_sources
 from hvq.distributed import current_reduction
 from hvq.evaluation.evaluate import evaluate
 from hvq.evaluation.number_table import number_table
@@ -17,6 +16,7 @@ from hvq.evaluation.samples import sample_run
 from hvq.storage import RunFolder, load_hierarchy
 from hvq.training import extract_codes, fit_autoencoder, fit_prior
 from hvq.training.processes import make_accelerator
+from hvq.training.sources import build_sources_in_turn
 
 RUN_DIR = Path("runs/quickstart")
 CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
@@ -32,7 +32,7 @@ def main() -> None:
     config, folder = command.config, RunFolder(command.run_dir)
     accelerator = make_accelerator(config, folder)
     is_main = accelerator.is_main_process
-    sources = build_sources(config.data, config.seed)
+    sources = build_sources_in_turn(config.data, config.seed, accelerator)
     fit_autoencoder(config, folder, accelerator=accelerator, sources=sources, resume=resume)
     # What the accelerator holds of one model is not to take memory from the next.
     accelerator.free_memory()

@@ -21,7 +21,7 @@ from hvq.autoencoders import (
 )
 from hvq.autoencoders.initialization import needs_codebooks
 from hvq.config import RunConfig
-from hvq.data import Batch, ImageSource, Sources, TrainingStream, build_sources
+from hvq.data import Batch, ImageSource, Sources, TrainingStream
 from hvq.data.pixels import bytes_to_model
 from hvq.errors import ConfigurationError
 from hvq.randomness import uniform
@@ -35,6 +35,7 @@ from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, Optimization
 from hvq.training.processes import make_accelerator
 from hvq.training.seeds import seeded
+from hvq.training.sources import build_sources_in_turn
 from hvq.training.stage import open_stage, stream_of, told_by_the_first
 
 STAGE = "autoencoder"
@@ -67,7 +68,7 @@ def fit_autoencoder(
     accelerator = accelerator or make_accelerator(config, run)
     training, beginning = config.autoencoder_training, Beginning(resume, resume_at, init_from)
     check_autoencoder(config.autoencoder)
-    sources = sources or build_sources(config.data, config.seed)
+    sources = sources or build_sources_in_turn(config.data, config.seed, accelerator)
     model = _build(config)
     begun = beginning.fill(model, run.checkpoint(STAGE), run.autoencoder.relative_to(run.path))
     model.freeze(training.frozen_levels)
