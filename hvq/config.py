@@ -10,6 +10,7 @@ from functools import reduce
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,14 +20,14 @@ from pydantic import (
     model_validator,
 )
 
-from hvq.config_base import FrozenModel, Share, ShareBelowOne
+from hvq.config_base import FrozenModel, Name, Share, ShareBelowOne
+from hvq.config_losses import ReconstructionLossConfig, single_loss, squared_error_alone
 from hvq.config_priors import PriorConfig, TransformerPriorConfig
 from hvq.config_quantizers import QuantizerConfig, VectorQuantizerConfig
 from hvq.level_names import default_level_names, in_level_order
 
 Precision = Literal["float32", "bfloat16"]
-# Level names become names of folders, modules and override paths, so they hold neither dots nor slashes.
-LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+LevelName = Name
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -252,7 +253,13 @@ class AutoencoderTrainingConfig(OptimizationConfig):
         description="levels that stay as they are, with weights from --init-from; their codes stay too where all finer "
         "levels are frozen",
     )
-    reconstruction: Literal["mse", "l1"] = Field("mse", description="reconstruction loss, on pixels in [-1, 1]")
+    reconstruction: Annotated[dict[Name, ReconstructionLossConfig], BeforeValidator(single_loss)] = Field(
+        default_factory=squared_error_alone,
+        description="terms of the reconstruction loss by any name, which are weighted and summed; a kind alone, such "
+        "as l1, stands for that loss of pixels",
+        min_length=1,
+        json_schema_extra={"each": "term"},
+    )
     commitment_weight: NonNegativeFloat = Field(0.25, description="beta, which multiplies the commitment loss alone")
     codebook_weight: NonNegativeFloat = Field(
         1.0, description="of the codebook loss, where codebooks learn by gradient"

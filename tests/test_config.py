@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from hvq import config as configuration
-from hvq import config_priors, config_quantizers
+from hvq import config_losses, config_priors, config_quantizers
 from hvq.autoencoders import AutoencoderLoss, ConvolutionalDecoder, ConvolutionalEncoder
 from hvq.config import AutoencoderConfig, LevelConfig, PriorStageConfig, RunConfig
 from hvq.data import (
@@ -48,7 +48,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (configuration.LevelConfig, ConvolutionalDecoder, 2),
     (configuration.DecoderConfig, ConvolutionalDecoder, 2),
     (configuration.AutoencoderConfig, ConvolutionalEncoder, 1),
-    (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 5),
+    (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 4),
     (configuration.CodeSamplingConfig, SamplingOptions, 4),
     (configuration.AugmentationConfig, Augmentation, 4),
     (configuration.DigitsConfig, digit_sources, 2),
@@ -63,7 +63,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
 
 MODELS = [
     value
-    for module in (configuration, config_priors, config_quantizers)
+    for module in (configuration, config_losses, config_priors, config_quantizers)
     for value in vars(module).values()
     if inspect.isclass(value) and issubclass(value, configuration.FrozenModel)
 ]
@@ -164,6 +164,12 @@ def test_priors_name_levels() -> None:
 def test_attention_heads_divide_the_width() -> None:
     with pytest.raises(ValidationError, match="width must be a multiple of twice heads; received 256 and 3"):
         _run(priors={"top": {"model": {"heads": 3}}})
+
+
+def test_a_kind_alone_stands_for_that_loss_of_pixels() -> None:
+    short, long = _run(autoencoder_training={"reconstruction": "l1"}), {"pixels": {"kind": "l1", "weight": 1.0}}
+    assert short == _run(autoencoder_training={"reconstruction": long})
+    assert short.model_dump(mode="json")["autoencoder_training"]["reconstruction"] == long
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hvq.autoencoders import (
     Autoencoder,
-    AutoencoderLoss,
     build_autoencoder,
+    build_loss,
     check_autoencoder,
     initialize_codebooks,
     weights_channels_last,
@@ -153,14 +153,7 @@ def _require_codebooks(model: Autoencoder, frozen_levels: Collection[str]) -> No
 
 
 def _losses(config: RunConfig, optimization: Optimization, window: CodeWindow) -> Callable[[Batch], Losses]:
-    training = config.autoencoder_training
-    loss = AutoencoderLoss(
-        reconstruction=training.reconstruction,
-        commitment_weight=training.commitment_weight,
-        codebook_weight=training.codebook_weight,
-        entropy_weight=training.entropy_weight,
-        kl_weight=training.kl_weight,
-    )
+    loss = build_loss(config.autoencoder_training)
 
     def losses(batch: Batch) -> Losses:
         images = bytes_to_model(batch.images.to(optimization.accelerator.device))
