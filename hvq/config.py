@@ -183,6 +183,9 @@ class DecoderConfig(FrozenModel):
         description="what it is told of coarser levels: the context that they give the finest, or their vectors, each "
         "enlarged by transposed convolutions of their own",
     )
+    learn_scale: bool = Field(
+        False, description="learn the scale of a loss of kind discretized_logistic, one for each channel of the image"
+    )
 
 
 class AutoencoderConfig(FrozenModel):
@@ -378,6 +381,17 @@ class RunConfig(FrozenModel):
             raise ValueError(
                 f"data.size {self.data.size[0]}x{self.data.size[1]} is smaller than the coarsest stride {stride} "
                 "(the product of all levels' ratios); take larger images, smaller ratios or fewer levels"
+            )
+        kinds = {term.kind for term in self.autoencoder_training.reconstruction.values()}
+        if self.autoencoder.decoder.learn_scale and "discretized_logistic" not in kinds:
+            raise ValueError(
+                "autoencoder.decoder.learn_scale is true, and nothing teaches the scale; give "
+                "autoencoder_training.reconstruction a term of kind discretized_logistic, or set it to false"
+            )
+        if "per_level" in kinds and len(self.autoencoder.levels) == 1:
+            raise ValueError(
+                "autoencoder_training.reconstruction has a term of kind per_level, which takes two levels or more; "
+                f"there is one, {', '.join(self.autoencoder.levels)}"
             )
         unknown = [name for name in self.priors if name not in self.autoencoder.levels]
         if unknown:

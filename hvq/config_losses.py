@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from hvq.config_base import FrozenModel
 
@@ -27,8 +27,23 @@ class AbsoluteErrorConfig(WeightedLossConfig):
     kind: Literal["l1"] = "l1"
 
 
+class DiscretizedLogisticConfig(WeightedLossConfig):
+    """Nats per dimension of pixels of 256 values, under a logistic distribution around them (arXiv 1701.05517)."""
+
+    kind: Literal["discretized_logistic"] = "discretized_logistic"
+    scale: PositiveFloat = Field(
+        0.1, description="of the distribution, pixels being in [-1, 1], unless autoencoder.decoder.learn_scale is true"
+    )
+
+
+class PerLevelConfig(WeightedLossConfig):
+    """Mean squared error of the image that each coarser level gives with those above it alone, summed over levels."""
+
+    kind: Literal["per_level"] = "per_level"
+
+
 ReconstructionLossConfig = Annotated[
-    SquaredErrorConfig | AbsoluteErrorConfig,
+    SquaredErrorConfig | AbsoluteErrorConfig | DiscretizedLogisticConfig | PerLevelConfig,
     Field(discriminator="kind", description="one term of the reconstruction loss"),
 ]
 

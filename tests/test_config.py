@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from hvq import config as configuration
 from hvq import config_losses, config_priors, config_quantizers
 from hvq.autoencoders import AutoencoderLoss, ConvolutionalDecoder, ConvolutionalEncoder
+from hvq.autoencoders.reconstruction_losses import DiscretizedLogistic
 from hvq.config import AutoencoderConfig, LevelConfig, PriorStageConfig, RunConfig
 from hvq.data import (
     Augmentation,
@@ -49,6 +50,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (configuration.DecoderConfig, ConvolutionalDecoder, 2),
     (configuration.AutoencoderConfig, ConvolutionalEncoder, 1),
     (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 4),
+    (config_losses.DiscretizedLogisticConfig, DiscretizedLogistic, 1),
     (configuration.CodeSamplingConfig, SamplingOptions, 4),
     (configuration.AugmentationConfig, Augmentation, 4),
     (configuration.DigitsConfig, digit_sources, 2),
@@ -170,6 +172,20 @@ def test_a_kind_alone_stands_for_that_loss_of_pixels() -> None:
     short, long = _run(autoencoder_training={"reconstruction": "l1"}), {"pixels": {"kind": "l1", "weight": 1.0}}
     assert short == _run(autoencoder_training={"reconstruction": long})
     assert short.model_dump(mode="json")["autoencoder_training"]["reconstruction"] == long
+
+
+def test_a_scale_is_learned_where_something_teaches_it() -> None:
+    autoencoder = {"channels": 1, "levels": {"top": {"ratio": 4}}, "decoder": {"learn_scale": True}}
+    with pytest.raises(ValidationError, match="nothing teaches the scale"):
+        _run(autoencoder=autoencoder)
+    assert _run(autoencoder=autoencoder, autoencoder_training={"reconstruction": "discretized_logistic"})
+
+
+def test_one_level_has_no_coarser_ones() -> None:
+    terms = {"reconstruction": {"pixels": {"kind": "mse"}, "levels": {"kind": "per_level"}}}
+    with pytest.raises(ValidationError, match="takes two levels or more; there is one, top"):
+        _run(autoencoder_training=terms)
+    assert _run(autoencoder={"channels": 1, "levels": _levels("top", "bottom")}, autoencoder_training=terms)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import assert_type
 
 from hvq.autoencoders.losses import AutoencoderLoss
 from hvq.autoencoders.reconstruction_losses import (
+    DiscretizedLogistic,
     ReconstructionLoss,
     WeightedLoss,
     absolute_error,
+    per_level_error,
     squared_error,
 )
 from hvq.config import AutoencoderTrainingConfig
-from hvq.config_losses import AbsoluteErrorConfig, ReconstructionLossConfig
+from hvq.config_losses import (
+    AbsoluteErrorConfig,
+    DiscretizedLogisticConfig,
+    PerLevelConfig,
+    ReconstructionLossConfig,
+    SquaredErrorConfig,
+)
 
 
 def build_loss(training: AutoencoderTrainingConfig) -> AutoencoderLoss:
@@ -36,4 +45,11 @@ def build_reconstruction_losses(terms: Mapping[str, ReconstructionLossConfig]) -
 
 
 def _build(term: ReconstructionLossConfig) -> ReconstructionLoss:
-    return absolute_error if isinstance(term, AbsoluteErrorConfig) else squared_error
+    if isinstance(term, SquaredErrorConfig):
+        return squared_error
+    if isinstance(term, AbsoluteErrorConfig):
+        return absolute_error
+    if isinstance(term, DiscretizedLogisticConfig):
+        return DiscretizedLogistic(scale=term.scale)
+    assert_type(term, PerLevelConfig)
+    return per_level_error

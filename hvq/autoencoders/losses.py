@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hvq.autoencoders.reconstruction_losses import WeightedLoss, squared_error
+from hvq.autoencoders.reconstruction_losses import WeightedLoss, per_level_error, squared_error
 from hvq.autoencoders.stack import AutoencoderResult
 from hvq.errors import ConfigurationError
 
@@ -45,6 +45,11 @@ class AutoencoderLoss:
             "entropy": entropy_weight,
             "kl": kl_weight,
         }
+
+    @property
+    def needs_prefixes(self) -> bool:
+        """Whether the model is to be called with `prefixes`."""
+        return any(term.loss is per_level_error for term in self.reconstruction.values())
 
     def __call__(self, result: AutoencoderResult, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, float32 or float64, and what it is made of, by name.

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hvq.autoencoders.stack import AutoencoderResult
+from hvq.discretized_logistic import log_probabilities
+from hvq.errors import ConfigurationError
 
 
 class ReconstructionLoss(Protocol):
@@ -46,6 +48,57 @@ def squared_error(result: AutoencoderResult, images: Tensor) -> Tensor:
 def absolute_error(result: AutoencoderResult, images: Tensor) -> Tensor:
     """Mean of |x - x'| over batch, channels and pixels, in [0, 2] for pixels in [-1, 1]."""
     return functional.l1_loss(*at_least_float32(result.reconstruction, images))
+
+
+class DiscretizedLogistic:
+    """Mean of -log p(x | x') over batch, channels and pixels, in nats per dimension; equation (2) of arXiv 1701.05517.
+
+    p is the probability of one of 256 values under a logistic distribution around the reconstruction, whose scale is
+    learned with the model (`Autoencoder.log_scale`, one per channel) or else fixed. Not negative; log 256 = 5.545 is
+    what knowing nothing costs. Divided by log 2, bits per dimension given the codes.
+
+    Args:
+        scale: for pixels in [-1, 1], where the model has none of its own.
+    """
+
+    # As PixelCNN++ has it: below, a value is certain, and gradients are too large.
+    smallest_log_scale = -7.0
+
+    def __init__(self, *, scale: float = 0.1) -> None:
+        if not scale > 0:
+            raise ConfigurationError(f"the scale of a discretized logistic must be more than 0; received {scale}")
+        self.scale = scale
+
+    def __call__(self, result: AutoencoderResult, images: Tensor) -> Tensor:
+        """The term; pixels between two of the 256 values count as the nearer."""
+        means, pixels = ((image + 1) * 127.5 for image in at_least_float32(result.reconstruction, images))
+        return -log_probabilities(pixels.round(), means, self._scale(result, means)).mean()
+
+    def _scale(self, result: AutoencoderResult, means: Tensor) -> Tensor:
+        """In steps between two values, ready to meet `[B, C, *size]`."""
+        if result.log_scale is None:
+            return means.new_tensor(127.5 * self.scale)
+        learned = result.log_scale.to(means.dtype).clamp(min=self.smallest_log_scale).exp()
+        return 127.5 * learned.view(-1, *[1] * (means.dim() - 2))
+
+
+def per_level_error(result: AutoencoderResult, images: Tensor) -> Tensor:
+    """Mean squared error of the image of each coarser level and those above it, the finer ones absent, summed.
+
+    The finest level, with all of them, is left to the other terms. It makes coarse levels carry what they can, where
+    they would leave it to finer ones. In [0, 4 (levels - 1)] for pixels in [-1, 1]. The idea is that of deep
+    supervision (Lee et al. 2015, arXiv 1409.5185).
+
+    Raises:
+        ConfigurationError: where the model was not asked for these images (`prefixes`), or has one level.
+    """
+    if not result.prefixes:
+        raise ConfigurationError(
+            "a loss of kind per_level takes the images of coarser levels alone: call the model with prefixes=True, and "
+            "give it two levels or more"
+        )
+    errors = [functional.mse_loss(*at_least_float32(image, images)) for image in result.prefixes.values()]
+    return torch.stack(errors).sum()
 
 
 def at_least_float32(reconstruction: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -158,7 +158,8 @@ def _losses(config: RunConfig, optimization: Optimization, window: CodeWindow) -
     def losses(batch: Batch) -> Losses:
         images = bytes_to_model(batch.images.to(optimization.accelerator.device))
         kept = kept_levels(config, batch)
-        result = optimization.wrapped(images, None if kept is None else kept.to(images.device))
+        kept = None if kept is None else kept.to(images.device)
+        result = optimization.wrapped(images, kept, prefixes=loss.needs_prefixes)
         optimization.codebooks.add(result.levels)
         window.add(result.levels)
         return loss(result, images)
