@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from hvq.config_base import FrozenModel, Name, Share, ShareBelowOne
-from hvq.config_losses import ReconstructionLossConfig, single_loss, squared_error_alone
+from hvq.config_losses import AdversarialConfig, ReconstructionLossConfig, single_loss, squared_error_alone
 from hvq.config_priors import PriorConfig, TransformerPriorConfig
 from hvq.config_quantizers import QuantizerConfig, VectorQuantizerConfig
 from hvq.level_names import default_level_names, in_level_order
@@ -272,6 +272,29 @@ class AutoencoderTrainingConfig(OptimizationConfig):
         5e-4, description="of the divergence from the uniform prior, in nats per code, of Gumbel quantizers"
     )
 
+    @property
+    def adversary(self) -> tuple[str, AdversarialConfig] | None:
+        """Name and configuration of the adversarial term of the reconstruction loss; None where there is none."""
+        terms = self.reconstruction.items()
+        return next(((name, term) for name, term in terms if isinstance(term, AdversarialConfig)), None)
+
+    @model_validator(mode="after")
+    def _adversary_has_others(self) -> AutoencoderTrainingConfig:
+        adversaries = [name for name, term in self.reconstruction.items() if term.kind == "adversarial"]
+        if len(adversaries) > 1:
+            raise ValueError(f"reconstruction has room for one adversarial term; received {', '.join(adversaries)}")
+        if len(adversaries) == len(self.reconstruction):
+            raise ValueError(
+                f"reconstruction has nothing beside the adversarial term {adversaries[0]}, which is weighed by the "
+                "others; add one such as pixels: {kind: mse}"
+            )
+        if adversaries and self.compile:
+            raise ValueError(
+                f"compile and the adversarial term {adversaries[0]} of reconstruction do not go together, since its "
+                "weight takes gradients in the middle of a step; set compile to false, or leave the term out"
+            )
+        return self
+
 
 class PriorTrainingConfig(OptimizationConfig):
     """Training of one prior."""
@@ -382,6 +405,16 @@ class RunConfig(FrozenModel):
                 f"data.size {self.data.size[0]}x{self.data.size[1]} is smaller than the coarsest stride {stride} "
                 "(the product of all levels' ratios); take larger images, smaller ratios or fewer levels"
             )
+        unknown = [name for name in self.priors if name not in self.autoencoder.levels]
+        if unknown:
+            raise ValueError(
+                f"priors names {', '.join(unknown)}, which is not a level; "
+                f"levels are {', '.join(self.autoencoder.levels)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _losses_suit_the_model(self) -> RunConfig:
         kinds = {term.kind for term in self.autoencoder_training.reconstruction.values()}
         if self.autoencoder.decoder.learn_scale and "discretized_logistic" not in kinds:
             raise ValueError(
@@ -393,11 +426,13 @@ class RunConfig(FrozenModel):
                 "autoencoder_training.reconstruction has a term of kind per_level, which takes two levels or more; "
                 f"there is one, {', '.join(self.autoencoder.levels)}"
             )
-        unknown = [name for name in self.priors if name not in self.autoencoder.levels]
-        if unknown:
+        adversary = self.autoencoder_training.adversary
+        if adversary is not None and min(self.data.size) < 3 * 2 ** adversary[1].layers:
+            name, term = adversary
             raise ValueError(
-                f"priors names {', '.join(unknown)}, which is not a level; "
-                f"levels are {', '.join(self.autoencoder.levels)}"
+                f"autoencoder_training.reconstruction.{name}.layers is {term.layers}, which takes images of at least "
+                f"{3 * 2**term.layers} pixels per side; data.size is {self.data.size[0]}x{self.data.size[1]}: take "
+                "fewer layers, or larger images"
             )
         return self
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from hvq.config_base import FrozenModel
+from hvq.config_base import FrozenModel, ShareBelowOne
 
 
 class WeightedLossConfig(FrozenModel):
@@ -42,8 +42,29 @@ class PerLevelConfig(WeightedLossConfig):
     kind: Literal["per_level"] = "per_level"
 
 
+class AdversarialConfig(WeightedLossConfig):
+    """What a patch discriminator, trained beside the autoencoder, takes for real (arXiv 1611.07004, 2012.09841)."""
+
+    kind: Literal["adversarial"] = "adversarial"
+    warmup_steps: NonNegativeInt = Field(5_000, description="optimizer steps before it, and the discriminator, begin")
+    width: PositiveInt = Field(64, description="channels after the discriminator's first convolution")
+    layers: PositiveInt = Field(
+        3, description="its strided convolutions; no side of the image may be shorter than 3 x 2^layers"
+    )
+    norm: Literal["group", "none"] = Field("group", description="its normalization, of each image by itself")
+    learning_rate: PositiveFloat = Field(
+        3e-4, description="its highest, which follows the course of the autoencoder's over the steps"
+    )
+    betas: tuple[ShareBelowOne, ShareBelowOne] = Field((0.5, 0.9), description="of its optimizer, Adam")
+    largest_adaptive_weight: PositiveFloat = Field(
+        1e4,
+        description="limit of what the weight is multiplied by, which makes the gradient of this term as large as that "
+        "of the others at the decoder's last weight",
+    )
+
+
 ReconstructionLossConfig = Annotated[
-    SquaredErrorConfig | AbsoluteErrorConfig | DiscretizedLogisticConfig | PerLevelConfig,
+    SquaredErrorConfig | AbsoluteErrorConfig | DiscretizedLogisticConfig | PerLevelConfig | AdversarialConfig,
     Field(discriminator="kind", description="one term of the reconstruction loss"),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import assert_type
 
-from hvq.autoencoders.losses import AutoencoderLoss
+from hvq.autoencoders.losses import AdversarialTerm, AutoencoderLoss
 from hvq.autoencoders.reconstruction_losses import (
     DiscretizedLogistic,
     ReconstructionLoss,
@@ -17,6 +17,7 @@ from hvq.autoencoders.reconstruction_losses import (
 from hvq.config import AutoencoderTrainingConfig
 from hvq.config_losses import (
     AbsoluteErrorConfig,
+    AdversarialConfig,
     DiscretizedLogisticConfig,
     PerLevelConfig,
     ReconstructionLossConfig,
@@ -24,8 +25,12 @@ from hvq.config_losses import (
 )
 
 
-def build_loss(training: AutoencoderTrainingConfig) -> AutoencoderLoss:
+def build_loss(training: AutoencoderTrainingConfig, adversary: AdversarialTerm | None = None) -> AutoencoderLoss:
     """The loss that a configuration describes.
+
+    Args:
+        training: whose terms are weighted and summed.
+        adversary: the term of kind adversarial, where there is one; a discriminator is trained beside the autoencoder.
 
     >>> build_loss(AutoencoderTrainingConfig(reconstruction="l1")).reconstruction["pixels"].loss.__name__
     'absolute_error'
@@ -36,15 +41,22 @@ def build_loss(training: AutoencoderTrainingConfig) -> AutoencoderLoss:
         codebook_weight=training.codebook_weight,
         entropy_weight=training.entropy_weight,
         kl_weight=training.kl_weight,
+        adversary=adversary,
     )
 
 
 def build_reconstruction_losses(terms: Mapping[str, ReconstructionLossConfig]) -> dict[str, WeightedLoss]:
-    """The terms of the reconstruction loss by name."""
-    return {name: WeightedLoss(term.weight, _build(term)) for name, term in terms.items()}
+    """The terms of the reconstruction loss by name, but for the adversary's."""
+    return {
+        name: WeightedLoss(term.weight, _build(term))
+        for name, term in terms.items()
+        if not isinstance(term, AdversarialConfig)
+    }
 
 
-def _build(term: ReconstructionLossConfig) -> ReconstructionLoss:
+def _build(
+    term: SquaredErrorConfig | AbsoluteErrorConfig | DiscretizedLogisticConfig | PerLevelConfig,
+) -> ReconstructionLoss:
     if isinstance(term, SquaredErrorConfig):
         return squared_error
     if isinstance(term, AbsoluteErrorConfig):

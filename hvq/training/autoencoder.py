@@ -27,8 +27,9 @@ from hvq.errors import ConfigurationError
 from hvq.randomness import uniform
 from hvq.storage import RunFolder, load_autoencoder, save_autoencoder
 from hvq.storage.models import AutoencoderDescription
+from hvq.training.adversary import Adversary
 from hvq.training.beginning import Beginning
-from hvq.training.checkpoints import TrainingCheckpoint
+from hvq.training.checkpoints import Kept, TrainingCheckpoint
 from hvq.training.code_window import CodeWindow
 from hvq.training.image_looks import ImageLooks
 from hvq.training.loop import Health, train
@@ -72,12 +73,14 @@ def fit_autoencoder(
     begun = beginning.fill(model, run.checkpoint(STAGE), run.autoencoder.relative_to(run.path))
     model.freeze(training.frozen_levels)
     optimization = Optimization(model, training, accelerator, seed=config.seed, quantizers=model.quantizers)
+    adversary = _adversary(config, optimization, model)
     window, health = CodeWindow(), Health()
+    kept: dict[str, Kept] = {"window": window, "health": health}
     checkpoint = TrainingCheckpoint(
         run.checkpoint(STAGE),
         optimization,
         _settings(config, sources.train, optimization),
-        kept={"window": window, "health": health},
+        kept=kept if adversary is None else {**kept, "adversary": adversary},
     )
     resumed = beginning.restore(checkpoint)
     if resume and not resumed and checkpoint.is_done(run.autoencoder):
@@ -91,7 +94,7 @@ def fit_autoencoder(
     train(
         optimization,
         stream,
-        _losses(config, optimization, window),
+        _losses(config, optimization, window, adversary),
         log=log,
         checkpoint=checkpoint,
         watch=ImageLooks(model, sources.validation, config.chunk_size, optimization.reduction, window),
@@ -152,8 +155,27 @@ def _require_codebooks(model: Autoencoder, frozen_levels: Collection[str]) -> No
         )
 
 
-def _losses(config: RunConfig, optimization: Optimization, window: CodeWindow) -> Callable[[Batch], Losses]:
-    loss = build_loss(config.autoencoder_training)
+def _adversary(config: RunConfig, optimization: Optimization, model: Autoencoder) -> Adversary | None:
+    """The discriminator that the configuration asks for, in training beside the model."""
+    if config.autoencoder_training.adversary is None:
+        return None
+    name, term = config.autoencoder_training.adversary
+    adversary = Adversary(
+        term,
+        optimization,
+        decoder=model.decoder,
+        channels=config.autoencoder.channels,
+        name=name,
+        seed=config.seed,
+    )
+    optimization.accompany(adversary)
+    return adversary
+
+
+def _losses(
+    config: RunConfig, optimization: Optimization, window: CodeWindow, adversary: Adversary | None
+) -> Callable[[Batch], Losses]:
+    loss = build_loss(config.autoencoder_training, adversary)
 
     def losses(batch: Batch) -> Losses:
         images = bytes_to_model(batch.images.to(optimization.accelerator.device))
