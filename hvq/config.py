@@ -167,7 +167,9 @@ class LevelConfig(FrozenModel):
     width: PositiveInt = Field(128, description="channels of this level's features")
     residual_blocks: NonNegativeInt = Field(2, description="residual blocks in its encoder and in its merge")
     residual_width: PositiveInt = Field(32, description="channels inside a residual block")
-    codebook_size: PositiveInt = Field(512, description="K, the number of values of a code")
+    codebook_size: PositiveInt = Field(
+        512, description="K, the number of values of a code; a gaussian quantizer does without"
+    )
     code_dimension: PositiveInt = Field(64, description="D, the length of the vector that codes stand for")
     quantizer: QuantizerConfig = Field(default_factory=VectorQuantizerConfig)
 
@@ -269,7 +271,9 @@ class AutoencoderTrainingConfig(OptimizationConfig):
     )
     entropy_weight: NonNegativeFloat = Field(0.1, description="of the entropy terms of lookup-free quantizers")
     kl_weight: NonNegativeFloat = Field(
-        5e-4, description="of the divergence from the uniform prior, in nats per code, of Gumbel quantizers"
+        5e-4,
+        description="of the divergence from the prior, in nats per position: the uniform one of gumbel quantizers, the "
+        "standard normal one of gaussian ones, where 2 s^2 / (channels x stride^2) makes mse an ELBO of variance s^2",
     )
 
     @property
@@ -361,6 +365,13 @@ class EvaluationConfig(FrozenModel):
     generated_per_class: PositiveInt = Field(200, description="images per class for the classification accuracy score")
     classifier_steps: Annotated[int, Field(ge=10)] = Field(400, description="training steps of its classifier")
     classifier_seeds: PositiveInt = Field(3, description="classifiers trained, whose mean is reported")
+    extractor: Literal["classifier", "inception"] = Field(
+        "classifier",
+        description="whose features FID, KID, precision and recall compare: a small classifier's, trained for as many "
+        "steps on the run's real images (or, without classes, to tell their rotations), or those of the Inception of "
+        "published numbers, where torch-fidelity and its weights are on this machine",
+    )
+    neighbours: PositiveInt = Field(3, description="k of the nearest-neighbour manifolds of precision and recall")
 
 
 class RunConfig(FrozenModel):
@@ -410,6 +421,12 @@ class RunConfig(FrozenModel):
             raise ValueError(
                 f"priors names {', '.join(unknown)}, which is not a level; "
                 f"levels are {', '.join(self.autoencoder.levels)}"
+            )
+        without = [name for name in self.priors if self.autoencoder.levels[name].quantizer.kind == "gaussian"]
+        if without:
+            raise ValueError(
+                f"priors names {', '.join(without)}, whose quantizer is gaussian and gives no codes that a prior could "
+                "learn; leave the prior out, or take another kind of quantizer"
             )
         return self
 

@@ -76,6 +76,12 @@ class GumbelQuantizerConfig(FrozenModel):
     hard: bool = Field(False, description="pass the drawn vector alone on, with the gradient of the mixture")
 
 
+class GaussianBottleneckConfig(FrozenModel):
+    """A Gaussian over each latent, with which a level is that of a plain VAE, and has no codes (arXiv 1312.6114)."""
+
+    kind: Literal["gaussian"] = "gaussian"
+
+
 InnerQuantizerConfig = Annotated[
     VectorQuantizerConfig | FiniteScalarQuantizerConfig | LookupFreeQuantizerConfig | SimQuantizerConfig,
     Field(discriminator="kind", description="what quantizes each residual"),
@@ -101,7 +107,8 @@ QuantizerConfig = Annotated[
     | FiniteScalarQuantizerConfig
     | LookupFreeQuantizerConfig
     | SimQuantizerConfig
-    | GumbelQuantizerConfig,
+    | GumbelQuantizerConfig
+    | GaussianBottleneckConfig,
     Field(discriminator="kind", description="how latents become codes"),
     BeforeValidator(_vector_by_default),
 ]

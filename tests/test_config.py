@@ -25,10 +25,12 @@ from hvq.data import (
     photo_sources,
     shard_sources,
 )
+from hvq.evaluation.precision_recall import ManifoldPrecisionRecall
 from hvq.level_names import default_level_names
 from hvq.priors import PixelCNNPrior, PixelSNAILPrior, SamplingOptions, TransformerPrior
 from hvq.quantizers import VectorQuantizer
 from hvq.quantizers.finite_scalar import FiniteScalarQuantizer
+from hvq.quantizers.gaussian import GaussianBottleneck
 from hvq.quantizers.gumbel import GumbelQuantizer
 from hvq.quantizers.lookup_free import LookupFreeQuantizer
 from hvq.quantizers.residual import ResidualQuantizer
@@ -41,6 +43,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (config_quantizers.LookupFreeQuantizerConfig, LookupFreeQuantizer, 4),
     (config_quantizers.SimQuantizerConfig, SimQuantizer, 1),
     (config_quantizers.GumbelQuantizerConfig, GumbelQuantizer, 4),
+    (config_quantizers.GaussianBottleneckConfig, GaussianBottleneck, 0),
     (config_quantizers.ResidualQuantizerConfig, ResidualQuantizer, 1),
     (config_priors.TransformerPriorConfig, TransformerPrior, 5),
     (config_priors.PixelSNAILPriorConfig, PixelSNAILPrior, 11),
@@ -52,6 +55,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 4),
     (config_losses.DiscretizedLogisticConfig, DiscretizedLogistic, 1),
     (configuration.CodeSamplingConfig, SamplingOptions, 4),
+    (configuration.EvaluationConfig, ManifoldPrecisionRecall, 1),
     (configuration.AugmentationConfig, Augmentation, 4),
     (configuration.DigitsConfig, digit_sources, 2),
     (configuration.PhotosConfig, photo_sources, 3),
@@ -105,6 +109,13 @@ def test_every_configuration_is_frozen_and_refuses_unknown_fields() -> None:
         _run(sede=3)
     assert len(MODELS) > 10
     assert all(model.model_config.get("frozen") and model.model_config.get("extra") == "forbid" for model in MODELS)
+
+
+def test_a_level_without_codes_has_no_prior() -> None:
+    levels = {"top": {"ratio": 4, "quantizer": {"kind": "gaussian"}}}
+    assert _run(autoencoder={"channels": 1, "levels": levels}).priors == {}
+    with pytest.raises(ValidationError, match="priors names top, whose quantizer is gaussian and gives no codes"):
+        _run(autoencoder={"channels": 1, "levels": levels}, priors={"top": {}})
 
 
 def test_every_field_says_what_it_means() -> None:

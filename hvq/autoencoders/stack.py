@@ -43,7 +43,7 @@ class AutoencoderResult:
 
     @property
     def codes(self) -> dict[str, Tensor]:
-        """Codes int64 `[B, h, w]` by level name, coarse to fine."""
+        """Codes int64 `[B, h, w]` by level name, coarse to fine; means `[B, h, w, D]` of a Gaussian level."""
         return {name: result.codes for name, result in self.levels.items()}
 
 
@@ -67,7 +67,8 @@ class Autoencoder(nn.Module):
             for each channel; 0 where it is not.
 
     Shapes:
-        images `[B, C, H, W]`, floating point in [-1, 1]; codes int64 `[B, h, w]` by level name.
+        images `[B, C, H, W]`, floating point in [-1, 1]; codes int64 `[B, h, w]` by level name, or means
+        `[B, h, w, D]` of a Gaussian level.
 
     >>> from hvq.autoencoders import convolutional_autoencoder
     >>> model = convolutional_autoencoder(channels=1, levels={"top": {"ratio": 2}, "bottom": {"ratio": 4}}).eval()
@@ -188,7 +189,7 @@ class Autoencoder(nn.Module):
             raise DataError(f"absent names {', '.join(unknown)}; the levels are {', '.join(self.level_names)}")
         vectors: dict[str, Tensor] = {}
         for level in self._stack():
-            own = level.quantizer.decode(ordered[level.name].long()).to(self._dtype())
+            own = level.quantizer.decode(ordered[level.name]).to(self._dtype())
             vectors[level.name] = level.absent_like(own) if level.name in absent else own
         image = self._image(vectors, [])
         return image if size is None else self._crop(image, size)
@@ -205,6 +206,18 @@ class Autoencoder(nn.Module):
                 return flat.flatten(0, -2) if mask is None else flat[:, mask].flatten(0, -2)
             context = level.decode(level.quantizer(latents).vectors, context)
         raise DataError(f"no level {level_name!r}; the levels are {', '.join(self.level_names)}")
+
+    def require_codes(self, what: str) -> None:
+        """Refuse levels that have no codes, because `what` takes those of all levels.
+
+        Raises:
+            ConfigurationError: naming the levels.
+        """
+        if without := [name for name, quantizer in self.quantizers.items() if not quantizer.discrete]:
+            raise ConfigurationError(
+                f"{what} takes codes, and level {', '.join(without)} has none but the means of a gaussian bottleneck; "
+                "train the autoencoder with another kind of quantizer there"
+            )
 
     def without_padding(self, codes: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
         """Codes at the positions that see at least one pixel of images of `size` (H, W), by level name.
@@ -338,8 +351,7 @@ class Autoencoder(nn.Module):
 
     def _grid_of(self, name: str, codes: Tensor) -> tuple[int, ...]:
         """The grid of codes `[B, *grid]`, or `[B, *grid, G]` where the level's quantizer gives G > 1."""
-        several = self.quantizers[name].codes_per_position > 1
-        return tuple(codes.shape[1:-1] if several else codes.shape[1:])
+        return tuple(codes.shape[1 : codes.dim() - len(self.quantizers[name].code_shape)])
 
     def _check_grids(self, codes: Mapping[str, Tensor], size: Sequence[int] | None) -> None:
         batch = {name: len(code) for name, code in codes.items()}

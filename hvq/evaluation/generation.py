@@ -107,8 +107,9 @@ def generate(
         CheckpointError: where a level has neither prior nor codes.
         DataError: where a label is not a class, options or codes are for a level that there is not, or codes do not
             fit theirs.
-        ConfigurationError: where guidance is asked for, and the prior has no classes.
+        ConfigurationError: where guidance is asked for, and the prior has no classes; or a level has no codes.
     """
+    hierarchy.autoencoder.require_codes("sampling")
     names, given = hierarchy.autoencoder.level_names, given or {}
     missing = [name for name in names if name not in hierarchy.priors and name not in given]
     if missing:

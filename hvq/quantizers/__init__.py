@@ -4,6 +4,7 @@ from hvq.quantizers.base import LEARNING_STATE, Quantizer, QuantizerResult
 from hvq.quantizers.codebook import Codebook, CodebookStatistics
 from hvq.quantizers.codebook_step import CodebookStep
 from hvq.quantizers.finite_scalar import FiniteScalarQuantizer
+from hvq.quantizers.gaussian import GaussianBottleneck, elbo_weight
 from hvq.quantizers.gumbel import GumbelQuantizer
 from hvq.quantizers.kmeans import KMeansResult, kmeans
 from hvq.quantizers.lookup_free import LookupFreeQuantizer
@@ -18,6 +19,7 @@ __all__ = [
     "CodebookStatistics",
     "CodebookStep",
     "FiniteScalarQuantizer",
+    "GaussianBottleneck",
     "GumbelQuantizer",
     "KMeansResult",
     "LookupFreeQuantizer",
@@ -26,6 +28,7 @@ __all__ = [
     "ResidualQuantizer",
     "SimQuantizer",
     "VectorQuantizer",
+    "elbo_weight",
     "kmeans",
     "nearest_code",
 ]

@@ -30,7 +30,8 @@ class QuantizerResult:
 
     Attributes:
         vectors: `[B, D, *grid]`, the vectors of the codes, through which gradients reach the latents.
-        codes: int64 `[B, *grid]`, or `[B, *grid, G]` where a position has G > 1 codes.
+        codes: int64 `[B, *grid]`, or `[B, *grid, G]` where a position has G > 1 codes; means `[B, *grid, D]` of a
+            Gaussian bottleneck.
         counts: int64 `[G, K]`, how often each code was chosen, where the mask lets it count.
         losses: unweighted terms, float32 or float64 scalars; those of equation (9) are `commitment`, and `codebook`
             where the codebook learns by gradient.
@@ -81,9 +82,12 @@ class Quantizer(nn.Module, ABC):
 
     precision: Tensor
 
+    # Whether codes are integers; where not, K is 0 and there are no counts.
+    discrete: bool = True
+
     def __init__(self, *, codebook_size: int, code_dimension: int, codes_per_position: int = 1) -> None:
         super().__init__()
-        if min(codebook_size, code_dimension, codes_per_position) < 1:
+        if min(codebook_size + (not self.discrete), code_dimension, codes_per_position) < 1:
             raise ConfigurationError(
                 "codebook_size, code_dimension and codes per position must be positive; "
                 f"received {codebook_size}, {code_dimension} and {codes_per_position}"
@@ -146,6 +150,11 @@ class Quantizer(nn.Module, ABC):
     # --- what all kinds share ---
 
     @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Of the codes at a position: `()`, or `(G,)` where G > 1."""
+        return (self.codes_per_position,) if self.codes_per_position > 1 else ()
+
+    @property
     def learns(self) -> bool:
         """Whether a forward gives statistics: in training, unless frozen."""
         return self.training and not self.frozen
@@ -189,16 +198,16 @@ class Quantizer(nn.Module, ABC):
             return self._on_grid(self.assign(self._flatten(latents)), latents)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Vectors `[B, D, *grid]`, float32 or float64, of codes as `encode` gives them.
+        """Vectors `[B, D, *grid]`, float32 or float64, of codes as `encode` gives them, of any integer type.
 
         Raises:
             DataError: where a code is not in 0 .. K - 1, or a position does not have G codes.
         """
         self._check_codes(codes)
-        several = self.codes_per_position > 1
-        grid = codes.shape[:-1] if several else codes.shape
+        grid = codes.shape[: codes.dim() - len(self.code_shape)]
+        codes = codes.long() if self.discrete else codes
         with torch.autocast(codes.device.type, enabled=False):
-            vectors = self.lookup(codes.reshape(-1, codes.shape[-1]) if several else codes.reshape(-1))
+            vectors = self.lookup(codes.reshape(-1, *self.code_shape))
         return torch.movedim(vectors.view(*grid, self.code_dimension), -1, 1)
 
     def freeze(self) -> None:

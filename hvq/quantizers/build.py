@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from hvq.config_quantizers import InnerQuantizerConfig, QuantizerConfig, ResidualQuantizerConfig
+from hvq.config_quantizers import (
+    GaussianBottleneckConfig,
+    InnerQuantizerConfig,
+    QuantizerConfig,
+    ResidualQuantizerConfig,
+)
 from hvq.quantizers.base import Quantizer
 from hvq.quantizers.finite_scalar import FiniteScalarQuantizer
+from hvq.quantizers.gaussian import GaussianBottleneck
 from hvq.quantizers.gumbel import GumbelQuantizer
 from hvq.quantizers.lookup_free import LookupFreeQuantizer
 from hvq.quantizers.residual import ResidualQuantizer
@@ -25,7 +31,7 @@ def build_quantizer(config: QuantizerConfig, *, codebook_size: int, code_dimensi
 
     Args:
         config: of any kind.
-        codebook_size: K, the number of values of a code.
+        codebook_size: K, the number of values of a code; a Gaussian bottleneck does without.
         code_dimension: D.
 
     Raises:
@@ -37,6 +43,8 @@ def build_quantizer(config: QuantizerConfig, *, codebook_size: int, code_dimensi
     """
     if isinstance(config, ResidualQuantizerConfig):
         return _build_residual(config, codebook_size, code_dimension)
+    if isinstance(config, GaussianBottleneckConfig):
+        return GaussianBottleneck(code_dimension=code_dimension)
     return _build_single(config, codebook_size, code_dimension)
 
 

@@ -21,9 +21,10 @@ class CodeWindow:
         """Count one micro-batch."""
         for name, result in results.items():
             counts = result.counts
-            # What a checkpoint gave back lies on the CPU.
-            known = self._counts[name].to(counts.device) if name in self._counts else 0
-            self._counts[name] = counts + known
+            # A Gaussian level has no codes to count; what a checkpoint gave back lies on the CPU.
+            if counts.numel():
+                known = self._counts[name].to(counts.device) if name in self._counts else 0
+                self._counts[name] = counts + known
 
     def numbers(self, reduction: Reduction) -> dict[str, float]:
         """`perplexity.<level>` and `usage.<level>` over all processes; the window begins anew."""

@@ -58,12 +58,14 @@ def extract_codes(
 
     Raises:
         CheckpointError: where the autoencoder is missing or damaged.
+        ConfigurationError: where a level has no codes, for its bottleneck is Gaussian.
         DataError: where the images are smaller than its coarsest stride, or have other channels.
         HVQError: where the disk is full, or nothing may be written there.
     """
     started = time.perf_counter()
     accelerator = accelerator or make_accelerator(config, run)
     model, about = load_autoencoder(run.autoencoder)
+    model.require_codes("extraction")
     model.to(accelerator.device)
     sources = sources or build_sources(config.data, config.seed)
     require_channels(about.autoencoder.channels, sources.train.channels)

@@ -169,6 +169,7 @@ def open_codes(run: RunFolder, level: str) -> tuple[CodeFolder, CodeFolder]:
     model, _ = load_autoencoder(run.autoencoder)
     if level not in model.level_names:
         raise ConfigurationError(f"no level {level!r}; the levels of {run.path} are {', '.join(model.level_names)}")
+    model.require_codes("a prior")
     expected = encoder_hash(model)
     train_codes, held_out = CodeFolder(run.codes, "train"), CodeFolder(run.codes, "validation")
     for folder in (train_codes, held_out):

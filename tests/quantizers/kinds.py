@@ -7,6 +7,7 @@ from typing import Any
 
 from hvq.quantizers import Quantizer, VectorQuantizer
 from hvq.quantizers.finite_scalar import FiniteScalarQuantizer
+from hvq.quantizers.gaussian import GaussianBottleneck
 from hvq.quantizers.gumbel import GumbelQuantizer
 from hvq.quantizers.lookup_free import LookupFreeQuantizer
 from hvq.quantizers.residual import ResidualQuantizer
@@ -54,9 +55,12 @@ KINDS: dict[str, Callable[[], Quantizer]] = {
     "sim rotation": lambda: SimQuantizer(codebook_size=17, code_dimension=DIMENSION, estimator="rotation"),
     "gumbel": lambda: GumbelQuantizer(codebook_size=17, code_dimension=DIMENSION),
     "gumbel hard": lambda: GumbelQuantizer(codebook_size=17, code_dimension=DIMENSION, hard=True),
+    "gaussian": lambda: GaussianBottleneck(code_dimension=DIMENSION),
 }
+# Kinds that have no codes, but means in their place.
+CONTINUOUS = {"gaussian"}
 # Kinds that draw random numbers in training.
-RANDOM = {"vector diveq", "residual dropout", "residual diveq", "gumbel", "gumbel hard"}
+RANDOM = {"vector diveq", "residual dropout", "residual diveq", "gumbel", "gumbel hard", "gaussian"}
 # Kinds whose losses are not means over positions, so that those of two halves do not average to those of the whole.
 NOT_MEANS = {name for name in KINDS if "lookup_free" in name}
 # Kinds in whose gradient the latents' own is that of the vectors, unchanged.

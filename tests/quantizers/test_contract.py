@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from hvq.distributed import Reduction
 from hvq.errors import ConfigurationError, DataError
 from hvq.quantizers import CodebookStep, Quantizer, QuantizerResult, VectorQuantizer
-from tests.quantizers.kinds import DIMENSION, EXACT, KINDS, NOT_MEANS, RANDOM, UNCHANGED
+from tests.quantizers.kinds import CONTINUOUS, DIMENSION, EXACT, KINDS, NOT_MEANS, RANDOM, UNCHANGED
 
 every = pytest.mark.parametrize("kind", KINDS)
 exact = pytest.mark.parametrize("kind", EXACT)
+coded = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in CONTINUOUS])
 
 
 def make(kind: str) -> Quantizer:
@@ -67,7 +68,7 @@ def train(quantizer: Quantizer, steps: int = 3, micro_batches: int = 1) -> None:
 # --- shapes, codes, vectors ---
 
 
-@every
+@coded
 @pytest.mark.parametrize("grid", [(), (11,), (3, 7), (2, 3, 5)])
 def test_shapes_and_types_are_as_promised_in_training_and_evaluation(kind: str, grid: tuple[int, ...]) -> None:
     quantizer = make(kind)
@@ -110,7 +111,7 @@ def test_memory_layout_changes_nothing(kind: str) -> None:
     assert torch.equal(found.vectors, expected.vectors)
 
 
-@every
+@coded
 def test_counts_are_those_of_the_codes(kind: str) -> None:
     quantizer = make(kind).eval()
     result = quantizer(some_latents(batch=5))
@@ -119,7 +120,7 @@ def test_counts_are_those_of_the_codes(kind: str) -> None:
     assert torch.equal(result.counts, torch.stack(expected))
 
 
-@every
+@coded
 def test_what_is_out_of_range_is_refused_with_the_range(kind: str) -> None:
     quantizer = make(kind)
     several = [quantizer.codes_per_position] * (quantizer.codes_per_position > 1)
@@ -329,7 +330,9 @@ def test_nothing_grows_and_no_graph_is_held_over_100_steps(kind: str) -> None:
     assert not any(tensor.requires_grad for tensor in quantizer.buffers())
 
 
-@pytest.mark.parametrize("kind", ["vector", "residual", "finite_scalar", "lookup_free groups", "gumbel", "sim"])
+@pytest.mark.parametrize(
+    "kind", ["vector", "residual", "finite_scalar", "lookup_free groups", "gumbel", "sim", "gaussian"]
+)
 def test_export_and_compilation_give_the_same_codes(kind: str) -> None:
     class Encode(nn.Module):
         def __init__(self, quantizer: Quantizer) -> None:

@@ -15,12 +15,14 @@ from hvq.config import OptimizationConfig, RunConfig
 from hvq.config_loading import load_run_config
 from hvq.config_priors import PixelSNAILPriorConfig
 from hvq.priors import Prior, build_prior
+from hvq.quantizers import elbo_weight
 from tests.runs import RECIPES
 
 PRESETS = {path.relative_to(RECIPES / "configs").as_posix(): path for path in (RECIPES / "configs").rglob("*.y*ml")}
 NAMED = (
     "digits",
     "digits-3level",
+    "digits-vae",
     "photos",
     "cifar10-vqvae",
     "cifar10-vqvae2",
@@ -100,6 +102,18 @@ def test_the_sizes_that_are_asked_for() -> None:
     assert _autoencoder(imagenet).grids(imagenet.data.size) == {"top": (32, 32), "bottom": (64, 64)}
     assert list(load_run_config(PRESETS["ffhq1024-3level.yaml"]).autoencoder.levels) == ["top", "middle", "bottom"]
     assert len(load_run_config(PRESETS["cifar10-vqvae.yaml"]).autoencoder.levels) == 1
+
+
+def test_the_loss_of_the_plain_vae_is_the_elbo_that_its_comment_states() -> None:
+    path = PRESETS["digits-vae.yaml"]
+    config = load_run_config(path)
+    (level,) = config.autoencoder.levels.values()
+    assert level.quantizer.kind == "gaussian"
+    (deviation,) = re.findall(r"standard deviation ([\d.]+) on pixels", path.read_text())
+    weight = elbo_weight(
+        variance=float(deviation) ** 2, values_per_position=config.autoencoder.channels * level.ratio**2
+    )
+    assert config.autoencoder_training.kl_weight == pytest.approx(weight)
 
 
 # Of the priors in the appendix of arXiv 1906.00446: residual units, layers, attention layers, batch, grid.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hvq.distributed import Reduction
-from hvq.quantizers import Quantizer, QuantizerResult, VectorQuantizer
+from hvq.quantizers import GaussianBottleneck, Quantizer, QuantizerResult, VectorQuantizer
 from hvq.training.code_window import CodeWindow
 from tests.threads import run_in_threads
 
@@ -82,3 +82,10 @@ def test_a_frozen_codebook_is_counted_too(heads: int) -> None:
         window.numbers(Reduction())["usage.top"]
         == sum(len(codes.unique()) / 5 for codes in result.codes.view(-1, heads).unbind(dim=1)) / heads
     )
+
+
+def test_a_level_without_codes_is_left_out() -> None:
+    quantizers = _quantizers() | {"top": GaussianBottleneck(code_dimension=3)}
+    window = CodeWindow()
+    window.add(_results(quantizers, 0))
+    assert sorted(window.numbers(Reduction())) == ["perplexity.bottom", "usage.bottom"]

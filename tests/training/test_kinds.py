@@ -18,7 +18,8 @@ from hvq.evaluation.generation import generate
 from hvq.storage import RunFolder, load_autoencoder, load_hierarchy
 from hvq.training import extract_codes, fit_autoencoder, fit_prior
 from hvq.training.processes import make_accelerator
-from tests.runs import changed, tiny_config, write_images
+from tests.runs import changed, differing, tensors_below, tiny_config, write_images
+from tests.training.interruption import killed_at
 from tests.training.prior_kinds import PRIORS
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -98,3 +99,20 @@ def test_what_does_not_go_together_is_refused_before_anything_is_read(images: Pa
     with pytest.raises(ConfigurationError, match=r"autoencoder\.levels\.top: .*17"):
         fit_autoencoder(config, RunFolder(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("levels", [("top",), ("top", "bottom")])
+def test_a_gaussian_run_that_was_stopped_goes_on_with_the_same_draws(
+    levels: tuple[str, ...], images: Path, tmp_path: Path
+) -> None:
+    kinds = {f"autoencoder__levels__{level}__quantizer": {"kind": "gaussian"} for level in levels}
+    steps = {"autoencoder_training__steps": 7, "autoencoder_training__checkpoint_every": 3}
+    config = changed(tiny_config(images), **kinds, **steps, priors={})
+    straight, stopped = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "stopped")
+    fit_autoencoder(config, straight)
+    with killed_at(5):
+        fit_autoencoder(config, stopped)
+    fit_autoencoder(config, stopped, resume=True)
+    one, other = (tensors_below(run.path) for run in (straight, stopped))
+    assert any("log_variance" in name for name in one)
+    assert differing(one, other) == []
