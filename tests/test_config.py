@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from hvq import config as configuration
 from hvq import config_losses, config_priors, config_quantizers
 from hvq.autoencoders import AutoencoderLoss, ConvolutionalDecoder, ConvolutionalEncoder
+from hvq.autoencoders.discriminator import PatchDiscriminator
 from hvq.autoencoders.reconstruction_losses import DiscretizedLogistic
 from hvq.config import AutoencoderConfig, LevelConfig, PriorStageConfig, RunConfig
 from hvq.data import (
@@ -54,6 +55,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (configuration.AutoencoderConfig, ConvolutionalEncoder, 1),
     (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 4),
     (config_losses.DiscretizedLogisticConfig, DiscretizedLogistic, 1),
+    (config_losses.AdversarialConfig, PatchDiscriminator, 3),
     (configuration.CodeSamplingConfig, SamplingOptions, 4),
     (configuration.EvaluationConfig, ManifoldPrecisionRecall, 1),
     (configuration.AugmentationConfig, Augmentation, 4),
@@ -197,6 +199,32 @@ def test_one_level_has_no_coarser_ones() -> None:
     with pytest.raises(ValidationError, match="takes two levels or more; there is one, top"):
         _run(autoencoder_training=terms)
     assert _run(autoencoder={"channels": 1, "levels": _levels("top", "bottom")}, autoencoder_training=terms)
+
+
+@pytest.mark.parametrize(
+    ("terms", "others", "fault"),
+    [
+        ({"a": {"kind": "adversarial"}}, {}, "nothing beside the adversarial term a"),
+        ({"a": {"kind": "adversarial"}, "b": {"kind": "adversarial"}}, {}, "room for one adversarial term; .* a, b"),
+        ({"a": {"kind": "adversarial"}, "b": {"kind": "l1"}}, {"compile": True}, "compile and the adversarial term a"),
+        (
+            {"a": {"kind": "adversarial", "layers": 4}, "b": {"kind": "l1"}},
+            {},
+            r"reconstruction\.a\.layers is 4, which takes images of at least 48 pixels per side; data.size is 32x32",
+        ),
+    ],
+)
+def test_an_adversary_that_cannot_be_is_refused(terms: dict[str, Any], others: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        _run(autoencoder_training={"reconstruction": terms, **others})
+
+
+def test_an_adversary_is_found_by_its_name() -> None:
+    terms = {"pixels": {"kind": "mse"}, "critic": {"kind": "adversarial", "width": 7}}
+    found = _run(autoencoder_training={"reconstruction": terms}).autoencoder_training.adversary
+    assert found is not None
+    assert (found[0], found[1].width) == ("critic", 7)
+    assert _run().autoencoder_training.adversary is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
