@@ -42,6 +42,16 @@ class PerLevelConfig(WeightedLossConfig):
     kind: Literal["per_level"] = "per_level"
 
 
+class PerceptualConfig(WeightedLossConfig):
+    """Distance between features of images and reconstructions, in a network that stays as it is (arXiv 1801.03924)."""
+
+    kind: Literal["perceptual"] = "perceptual"
+    extractor: str = Field(
+        description="folder of a classifier, as an evaluation leaves it in evaluation/classifier of a run; or lpips, "
+        "where torchvision and its weights are at hand"
+    )
+
+
 class AdversarialConfig(WeightedLossConfig):
     """What a patch discriminator, trained beside the autoencoder, takes for real (arXiv 1611.07004, 2012.09841)."""
 
@@ -64,7 +74,12 @@ class AdversarialConfig(WeightedLossConfig):
 
 
 ReconstructionLossConfig = Annotated[
-    SquaredErrorConfig | AbsoluteErrorConfig | DiscretizedLogisticConfig | PerLevelConfig | AdversarialConfig,
+    SquaredErrorConfig
+    | AbsoluteErrorConfig
+    | DiscretizedLogisticConfig
+    | PerLevelConfig
+    | PerceptualConfig
+    | AdversarialConfig,
     Field(discriminator="kind", description="one term of the reconstruction loss"),
 ]
 

@@ -2,6 +2,7 @@
 
 from command_line import add_beginning, beginning, read_command, recipe_parser, run
 
+from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.storage import RunFolder
 from hvq.training import fit_autoencoder
 from hvq.training.processes import make_accelerator
@@ -14,7 +15,8 @@ def main() -> None:
     command = read_command(parser)
     folder = RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
-    fit_autoencoder(command.config, folder, accelerator=accelerator, **beginning(command.options))
+    options = beginning(command.options)
+    fit_autoencoder(command.config, folder, accelerator=accelerator, load_distance=load_feature_distance, **options)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEnco
 from hvq.autoencoders.initialization import initialize_codebooks
 from hvq.autoencoders.level import Level, weights_channels_last
 from hvq.autoencoders.losses import AutoencoderLoss
+from hvq.autoencoders.perceptual import FeatureDistance
 from hvq.autoencoders.reconstruction_losses import ReconstructionLoss, WeightedLoss
 from hvq.autoencoders.stack import Autoencoder, AutoencoderResult
 
@@ -16,6 +17,7 @@ __all__ = [
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
     "Enlargement",
+    "FeatureDistance",
     "Level",
     "ReconstructionLoss",
     "ResidualBlock",

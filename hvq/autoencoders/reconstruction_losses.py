@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hvq.autoencoders.perceptual import FeatureDistance
 from hvq.autoencoders.stack import AutoencoderResult
 from hvq.discretized_logistic import log_probabilities
 from hvq.errors import ConfigurationError
@@ -99,6 +100,24 @@ def per_level_error(result: AutoencoderResult, images: Tensor) -> Tensor:
         )
     errors = [functional.mse_loss(*at_least_float32(image, images)) for image in result.prefixes.values()]
     return torch.stack(errors).sum()
+
+
+class Perceptual:
+    """Mean over the batch of a distance between features, such as equation (1) of LPIPS (arXiv 1801.03924).
+
+    Not negative, and mostly below 1.
+
+    Args:
+        distance: between images and reconstructions.
+    """
+
+    def __init__(self, distance: FeatureDistance) -> None:
+        self.distance = distance
+
+    def __call__(self, result: AutoencoderResult, images: Tensor) -> Tensor:
+        """The term."""
+        reconstruction, pixels = at_least_float32(result.reconstruction, images)
+        return self.distance(pixels, reconstruction).to(pixels.dtype).mean()
 
 
 def at_least_float32(reconstruction: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,12 @@ from hvq.evaluation.code_usage import CodeHistogram, CodeUsage
 from hvq.evaluation.cooccurrence import CodeCooccurrence
 from hvq.evaluation.copies import CopyReport, copy_share, nearest_squared_errors
 from hvq.evaluation.extractors import ClassifierExtractor, FeatureExtractor, InceptionExtractor
+from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.evaluation.frechet import FrechetDistance
 from hvq.evaluation.inception_score import InceptionScore
 from hvq.evaluation.kernel_distance import KernelDistance
 from hvq.evaluation.likelihood import PixelPairs, bits_per_dimension
-from hvq.evaluation.own_classifier import own_classifier
+from hvq.evaluation.own_classifier import load_own_classifier, own_classifier
 from hvq.evaluation.perceptual import PerceptualDistance
 from hvq.evaluation.pictures import (
     image_grid,
@@ -55,8 +56,10 @@ __all__ = [
     "copy_share",
     "fit_classifier",
     "image_grid",
+    "load_feature_distance",
     "load_inception_network",
     "load_lpips_network",
+    "load_own_classifier",
     "nearest_squared_errors",
     "own_classifier",
     "predict_classes",

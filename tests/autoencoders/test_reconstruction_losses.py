@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hvq.autoencoders import AutoencoderLoss, AutoencoderResult, WeightedLoss, build_loss
+from hvq.autoencoders import AutoencoderLoss, AutoencoderResult, FeatureDistance, WeightedLoss, build_loss
 from hvq.autoencoders.reconstruction_losses import (
     DiscretizedLogistic,
     absolute_error,
@@ -146,6 +146,34 @@ def test_without_the_images_of_coarser_levels_it_is_refused() -> None:
     model, images = small_model((2, 2)), pictures(1, 8, 12)
     with pytest.raises(ConfigurationError, match="prefixes=True"):
         per_level_error(model(images), images)
+
+
+# --- features ---
+
+
+class _Brightness(FeatureDistance):
+    """Knows nothing but how bright an image is."""
+
+    def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        return (images - reconstructions).flatten(1).mean(1).abs() * self.network.weight
+
+
+def test_a_distance_of_features_is_a_mean_over_the_batch_and_stays_as_it_is() -> None:
+    distance = _Brightness("brightness", torch.nn.Linear(1, 1, bias=False)).train()
+    assert not distance.training
+    assert not distance.network.training
+    images, restored = _bytes(3, 2, 5, 7), _bytes(3, 2, 5, 7).requires_grad_()
+    term = {"features": {"kind": "perceptual", "extractor": "anywhere", "weight": 2}}
+    training = AutoencoderTrainingConfig.model_validate({"reconstruction": term})
+    loss = build_loss(training, distances={"features": distance})
+    total, _ = loss(_result(restored), images)
+    total.backward()
+    expected = 2 * (images - restored).flatten(1).mean(1).abs().mean() * distance.network.weight
+    assert total.item() == pytest.approx(expected.item())
+    assert restored.grad is not None
+    assert distance.network.weight.grad is None
+    with pytest.raises(ConfigurationError, match="term features of kind perceptual takes a distance"):
+        build_loss(training)
 
 
 # --- precision, configuration ---

@@ -18,6 +18,7 @@ from hvq.training.adversary import Adversary
 from hvq.training.optimization import Losses, Optimization
 from tests.autoencoders.small import small_model
 from tests.processes import run_in_processes
+from tests.runs import differing
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -165,12 +166,8 @@ def test_before_the_warm_up_ends_training_is_that_without_an_adversary() -> None
         terms = waiting.step(images)
         plain.step(images)
         assert "discriminator" not in terms
-    assert all(
-        torch.equal(tensor, plain.model.state_dict()[name]) for name, tensor in waiting.model.state_dict().items()
-    )
-    assert all(
-        torch.equal(tensor, before[name]) for name, tensor in waiting.adversary.discriminator.state_dict().items()
-    )
+    assert differing(waiting.model.state_dict(), plain.model.state_dict()) == []
+    assert differing(waiting.adversary.discriminator.state_dict(), before) == []
     assert "discriminator" in waiting.step(batches(1)[0])
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from hvq.config import RunConfig
-from hvq.errors import CheckpointError
+from hvq.errors import CheckpointError, ConfigurationError
+from hvq.evaluation import load_feature_distance, own_classifier
 from hvq.storage import RunFolder, load_autoencoder
 from hvq.training import fit_autoencoder
 from tests.processes import run_in_processes
@@ -55,13 +56,11 @@ def test_every_term_is_logged_under_its_name(config: RunConfig, tmp_path: Path) 
         assert plain <= set(row)
         assert (late <= set(row)) == (row["step"] > 2)
         assert not late & set(row) or late <= set(row)
-        terms = [
-            row[f"reconstruction.{name}"] * TERMS[name].get("weight", 1.0) for name in ("pixels", "nats", "levels")
-        ]
-        assert row["reconstruction"] == pytest.approx(sum(terms), rel=1e-6)
+        expected = row["reconstruction.pixels"] + 0.01 * row["reconstruction.nats"] + 0.2 * row["reconstruction.levels"]
+        assert row["reconstruction"] == pytest.approx(expected, rel=1e-6)
     assert [row["adversarial_weight"] > 0 for row in rows[2:]] == [False] + [True] * 6
     assert model.log_scale is not None
-    assert float(model.log_scale) != pytest.approx(np.log(0.1), abs=1e-4)
+    assert model.log_scale.item() != pytest.approx(np.log(0.1), abs=1e-4)
     loaded, _ = load_autoencoder(run.autoencoder)
     assert differing(loaded.state_dict(), model.state_dict()) == []
     assert not [name for name in loaded.state_dict() if "discriminator" in name]
@@ -126,6 +125,61 @@ def test_a_recipe_trains_by_the_terms_that_overrides_name_and_resumes(
     straight = RunFolder(tmp_path / "straight")
     assert run_recipe(*command[:-1], straight.path, *words).code == 0
     assert differing(tensors_below(run.autoencoder), tensors_below(straight.autoencoder)) == []
+
+
+# --- features of a network ----------------------------------------------------------------------------------------
+
+
+def _extractor(folder: Path, run: TrainedRun, seed: int) -> Path:
+    """A classifier as an evaluation leaves one, of hardly any training."""
+    source = run.sources.train
+    images = torch.stack([source.image(i) for i in range(11)])
+    labels = torch.arange(11) % 3
+    own_classifier(folder, images, labels, num_classes=3, steps=10, seed=seed, device=torch.device("cpu"))
+    return folder
+
+
+def _perceptual(run: TrainedRun, extractor: Path | str) -> RunConfig:
+    terms = {"pixels": {"kind": "mse"}, "features": {"kind": "perceptual", "weight": 0.3, "extractor": str(extractor)}}
+    fields = {**TRAINING, "reconstruction": terms}
+    return changed(run.config, **{f"autoencoder_training__{name}": value for name, value in fields.items()})
+
+
+def test_features_of_a_classifier_teach_and_are_no_part_of_the_checkpoint(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
+    config = _perceptual(trained_run, _extractor(tmp_path / "extractor", trained_run, 0))
+    straight, stopped = RunFolder(tmp_path / "straight"), RunFolder(tmp_path / "stopped")
+    expected = fit_autoencoder(config, straight, load_distance=load_feature_distance).state_dict()
+    assert all(row["reconstruction.features"] > 0 for row in _rows(straight))
+    with killed_at(6):
+        fit_autoencoder(config, stopped, load_distance=load_feature_distance)
+    names = {name.split("/")[-1] for name in tensors_below(stopped.checkpoint("autoencoder"))}
+    assert not [name for name in names if "distance" in name or "network" in name]
+    # Where it lies is free, what it is is not.
+    moved = (tmp_path / "extractor").rename(tmp_path / "elsewhere")
+    other = _extractor(tmp_path / "other", trained_run, 1)
+    with pytest.raises(CheckpointError, match=r"network_of_features is classifier \w{8} trained .*, and was class"):
+        fit_autoencoder(_perceptual(trained_run, other), stopped, resume=True, load_distance=load_feature_distance)
+    resumed = fit_autoencoder(
+        _perceptual(trained_run, moved), stopped, resume=True, load_distance=load_feature_distance
+    )
+    assert differing(resumed.state_dict(), expected) == []
+
+
+def test_a_network_that_cannot_be_had_is_refused_before_anything_begins(
+    trained_run: TrainedRun, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    file = write_config(tmp_path / "config.json", _perceptual(trained_run, "lpips"))
+    outcome = run_recipe("train_autoencoder", "--config", file, "--run-dir", run.path)
+    assert outcome.code != 0
+    assert "autoencoder_training.reconstruction.features: lpips takes images of 1 or 3 channels and at" in outcome.err
+    with pytest.raises(ConfigurationError, match=r"reconstruction\.features: no classifier at .*nowhere"):
+        fit_autoencoder(_perceptual(trained_run, tmp_path / "nowhere"), run, load_distance=load_feature_distance)
+    with pytest.raises(ConfigurationError, match="nothing finds its network; give fit_autoencoder load_distance"):
+        fit_autoencoder(_perceptual(trained_run, tmp_path / "nowhere"), run)
+    assert not run.path.exists()
 
 
 # --- several processes --------------------------------------------------------------------------------------------
