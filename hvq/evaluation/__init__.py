@@ -18,7 +18,6 @@ from hvq.evaluation.frechet import FrechetDistance
 from hvq.evaluation.inception_score import InceptionScore
 from hvq.evaluation.kernel_distance import KernelDistance
 from hvq.evaluation.likelihood import PixelPairs, bits_per_dimension
-from hvq.evaluation.own_classifier import load_own_classifier, own_classifier
 from hvq.evaluation.perceptual import PerceptualDistance
 from hvq.evaluation.pictures import (
     image_grid,
@@ -59,9 +58,7 @@ __all__ = [
     "load_feature_distance",
     "load_inception_network",
     "load_lpips_network",
-    "load_own_classifier",
     "nearest_squared_errors",
-    "own_classifier",
     "predict_classes",
     "reconstruction_grid",
     "rejection_curve",

@@ -11,7 +11,8 @@ import torch
 
 from hvq.config import RunConfig
 from hvq.errors import CheckpointError, ConfigurationError
-from hvq.evaluation import load_feature_distance, own_classifier
+from hvq.evaluation import load_feature_distance
+from hvq.evaluation.own_classifier import own_classifier
 from hvq.storage import RunFolder, load_autoencoder
 from hvq.training import fit_autoencoder
 from tests.processes import run_in_processes
