@@ -8,6 +8,7 @@ image.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -151,8 +152,10 @@ class Adversary:
             self.optimizer.step()
             gradients = reduction.sum(torch.stack(self._measured).mean(0))
             of_others, of_term = (float(gradient.norm()) for gradient in gradients)
-            weight = min(of_others / max(of_term, _SMALLEST_NORM), self.config.largest_adaptive_weight)
-            self.adaptive_weight.fill_(weight)
+            # At a loss scale they may overflow where the step itself does not; then the weight stays as it is.
+            if isfinite(of_others) and isfinite(of_term):
+                weight = min(of_others / max(of_term, _SMALLEST_NORM), self.config.largest_adaptive_weight)
+                self.adaptive_weight.fill_(weight)
         self._forget()
 
     def _forget(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -204,6 +205,36 @@ def test_in_bfloat16_it_learns_too() -> None:
         terms = training.step(part.float())
     assert terms["adversarial_weight"] > 0
     assert {parameter.dtype for parameter in training.adversary.discriminator.parameters()} == {torch.float32}
+
+
+def test_a_loss_scale_changes_nothing_but_what_survives_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients at the image are taken at that scale, and go back without it; the ratio of two of them has none."""
+    training, (images, more) = Training(), batches(2)
+    training.step(images)
+    found = []
+    for scale in (None, 4096.0):
+        scaler = None if scale is None else SimpleNamespace(get_scale=lambda scale=scale: scale)
+        with monkeypatch.context() as patch:
+            patch.setattr(training.optimization.accelerator, "scaler", scaler)
+            training.adversary.begin_step(1)
+            total, _ = training.losses(more)
+            measured = training.adversary._measured[-1]
+        found.append((torch.autograd.grad(total, list(training.model.parameters())), measured))
+    (plain, measured), (scaled, measured_at_scale) = found
+    for one, other in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(measured_at_scale, measured * 4096)
+
+
+def test_the_adaptive_weight_stays_where_only_its_own_measure_overflows() -> None:
+    training, (images, more) = Training(), batches(2)
+    training.step(images)
+    before = float(training.adversary.adaptive_weight)
+    training.optimization._prepare_step()
+    training.losses(more)
+    training.adversary._measured[0][1] = torch.inf
+    training.adversary.end_step(counts=True, reduction=Reduction())
+    assert float(training.adversary.adaptive_weight) == before
 
 
 # --- in parts, on two processes ---
