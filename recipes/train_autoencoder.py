@@ -6,6 +6,7 @@ from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.storage import RunFolder
 from hvq.training import fit_autoencoder
 from hvq.training.processes import make_accelerator
+from hvq.training.sources import build_sources_in_turn
 
 
 def main() -> None:
@@ -15,8 +16,15 @@ def main() -> None:
     command = read_command(parser)
     folder = RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
-    options = beginning(command.options)
-    fit_autoencoder(command.config, folder, accelerator=accelerator, load_distance=load_feature_distance, **options)
+    sources = build_sources_in_turn(command.config.data, command.config.seed, accelerator)
+    fit_autoencoder(
+        command.config,
+        folder,
+        accelerator=accelerator,
+        sources=sources,
+        load_distance=load_feature_distance,
+        **beginning(command.options),
+    )
 
 
 if __name__ == "__main__":
