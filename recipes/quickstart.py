@@ -10,6 +10,7 @@ from command_line import read_command, recipe_parser, run, say
 
 from hvq.distributed import current_reduction
 from hvq.evaluation.evaluate import evaluate
+from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.evaluation.number_table import number_table
 from hvq.evaluation.run_report import write_run_report
 from hvq.evaluation.samples import sample_run
@@ -33,7 +34,14 @@ def main() -> None:
     accelerator = make_accelerator(config, folder)
     is_main = accelerator.is_main_process
     sources = build_sources_in_turn(config.data, config.seed, accelerator)
-    fit_autoencoder(config, folder, accelerator=accelerator, sources=sources, resume=resume)
+    fit_autoencoder(
+        config,
+        folder,
+        accelerator=accelerator,
+        sources=sources,
+        resume=resume,
+        load_distance=load_feature_distance,
+    )
     # What the accelerator holds of one model is not to take memory from the next.
     accelerator.free_memory()
     extract_codes(config, folder, accelerator=accelerator, sources=sources, resume=resume)
