@@ -168,9 +168,10 @@ def train_autoencoder(
     *,
     seed: int,
     loss: Callable[[AutoencoderResult, Tensor], tuple[Tensor, Any]] | None = None,
+    kmeans: bool = True,
     observe: Callable[[int], None] | None = None,
 ) -> None:
-    """Train an autoencoder on uint8 images `[n, C, H, W]`, its codebooks begun by k-means.
+    """Train an autoencoder on uint8 images `[n, C, H, W]`.
 
     Args:
         model: with fresh weights.
@@ -178,10 +179,12 @@ def train_autoencoder(
         schedule: of the steps.
         seed: of the order of images, and of what is drawn.
         loss: the total first; equation (9) with its default weights, where None.
+        kmeans: whether codebooks begin by it, rather than at random.
         observe: is told the number of finished steps after each.
     """
     weigh = loss or AutoencoderLoss()
-    initialize_codebooks(model, map(bytes_to_model, batches(images, schedule.batch_size, seed)))
+    if kmeans:
+        initialize_codebooks(model, map(bytes_to_model, batches(images, schedule.batch_size, seed)))
 
     def of_batch(batch: Tensor) -> tuple[Tensor, Mapping[str, QuantizerResult]]:
         pixels = bytes_to_model(batch)
@@ -202,6 +205,13 @@ def reconstructions(model: Autoencoder, images: Tensor) -> Tensor:
     restored = torch.cat([model_to_unit(model(bytes_to_model(part)).reconstruction) for part in images.split(CHUNK)])
     model.train(was_training)
     return restored
+
+
+@torch.no_grad()
+def codes_of(model: Autoencoder, images: Tensor) -> dict[str, Tensor]:
+    """int64 `[n, h, w]` by level name, of uint8 images."""
+    parts = [model.encode(bytes_to_model(part)) for part in images.split(CHUNK)]
+    return {name: torch.cat([part[name] for part in parts]) for name in model.level_names}
 
 
 def reconstruction_error(model: Autoencoder, images: Tensor) -> float:
