@@ -332,6 +332,13 @@ class EvaluationConfig(FrozenModel):
     generated_per_class: PositiveInt = Field(200, description="images per class for the classification accuracy score")
     classifier_steps: Annotated[int, Field(ge=10)] = Field(400, description="training steps of its classifier")
     classifier_seeds: PositiveInt = Field(3, description="classifiers trained, whose mean is reported")
+    extractor: Literal["classifier", "inception"] = Field(
+        "classifier",
+        description="whose features FID, KID, precision and recall compare: a small classifier's, trained for as many "
+        "steps on the run's real images (or, without classes, to tell their rotations), or those of the Inception of "
+        "published numbers, where torch-fidelity and its weights are on this machine",
+    )
+    neighbours: PositiveInt = Field(3, description="k of the nearest-neighbour manifolds of precision and recall")
 
 
 class RunConfig(FrozenModel):

@@ -4,7 +4,8 @@ from command_line import read_command, recipe_parser, run, say
 
 from hvq.data import build_sources
 from hvq.evaluation.evaluate import evaluate
-from hvq.evaluation.run_report import number_lines, write_run_report
+from hvq.evaluation.number_table import number_table
+from hvq.evaluation.run_report import write_run_report
 from hvq.storage import RunFolder
 from hvq.training.processes import describe, make_accelerator
 
@@ -20,7 +21,7 @@ def main() -> None:
         numbers = evaluate(command.config, folder, accelerator=accelerator, sources=sources)
     if accelerator.is_main_process:
         write_run_report(command.config, folder, sources)
-    for line in number_lines(numbers):
+    for line in number_table(numbers):
         say(line)
     say(f"the report is {folder.report}")
 

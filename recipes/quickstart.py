@@ -11,7 +11,8 @@ from command_line import read_command, recipe_parser, run, say
 from hvq.data import build_sources
 from hvq.distributed import current_reduction
 from hvq.evaluation.evaluate import evaluate
-from hvq.evaluation.run_report import number_lines, write_run_report
+from hvq.evaluation.number_table import number_table
+from hvq.evaluation.run_report import write_run_report
 from hvq.evaluation.samples import sample_run
 from hvq.storage import RunFolder, load_hierarchy
 from hvq.training import extract_codes, fit_autoencoder, fit_prior
@@ -46,7 +47,7 @@ def main() -> None:
         numbers = evaluate(config, folder, accelerator=accelerator, sources=sources)
     if is_main:
         write_run_report(config, folder, sources, started=None if resume else started)
-    for line in number_lines(numbers):
+    for line in number_table(numbers):
         say(line)
     say(f"done in {time.perf_counter() - started:.0f} seconds; open {folder.report}")
 

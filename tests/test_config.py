@@ -24,6 +24,7 @@ from hvq.data import (
     photo_sources,
     shard_sources,
 )
+from hvq.evaluation.precision_recall import ManifoldPrecisionRecall
 from hvq.level_names import default_level_names
 from hvq.priors import PixelCNNPrior, PixelSNAILPrior, SamplingOptions, TransformerPrior
 from hvq.quantizers import VectorQuantizer
@@ -52,6 +53,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (configuration.AutoencoderConfig, ConvolutionalEncoder, 1),
     (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 5),
     (configuration.CodeSamplingConfig, SamplingOptions, 4),
+    (configuration.EvaluationConfig, ManifoldPrecisionRecall, 1),
     (configuration.AugmentationConfig, Augmentation, 4),
     (configuration.DigitsConfig, digit_sources, 2),
     (configuration.PhotosConfig, photo_sources, 3),

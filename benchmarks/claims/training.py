@@ -209,7 +209,7 @@ def reconstructions(model: Autoencoder, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def codes_of(model: Autoencoder, images: Tensor) -> dict[str, Tensor]:
-    """int64 `[n, h, w]` by level name, of uint8 images."""
+    """int64 `[n, h, w]`, or `[n, h, w, G]`, by level name, of uint8 images."""
     parts = [model.encode(bytes_to_model(part)) for part in images.split(CHUNK)]
     return {name: torch.cat([part[name] for part in parts]) for name in model.level_names}
 

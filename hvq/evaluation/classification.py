@@ -7,6 +7,7 @@ one recipe serves every source, real, reconstructed or generated, so that only t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -64,8 +65,13 @@ class SmallClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, C, H, W], uint8 or float in [0, 255]."""
-        logits: Tensor = self.head(self.features(images.float() / 127.5 - 1.0))
+        logits: Tensor = self.head(self.embed(images))
         return logits
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the head sees of images [B, C, H, W], uint8 or float in [0, 255]: [B, F], none of them negative."""
+        embedded: Tensor = self.features(images.float() / 127.5 - 1.0)
+        return embedded
 
 
 def classification_accuracy(
@@ -106,6 +112,49 @@ def classification_accuracy(
         >>> classification_accuracy(images, labels, images, labels, num_classes=2, steps=20, batch_size=8)
         1.0
     """
+    return classification_accuracies(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        num_classes=num_classes,
+        steps=steps,
+        batch_size=batch_size,
+        seed=seed,
+    )[0]
+
+
+def classification_accuracies(
+    train_images: Tensor,
+    train_labels: Tensor,
+    test_images: Tensor,
+    test_labels: Tensor,
+    *,
+    num_classes: int,
+    steps: int = 400,
+    batch_size: int = 64,
+    seed: int = 0,
+    tops: Sequence[int] = (1,),
+) -> tuple[float, ...]:
+    """`classification_accuracy`, where the right class may be among the several that are taken for most probable.
+
+    Args:
+        train_images: as there.
+        train_labels: as there.
+        test_images: as there.
+        test_labels: as there.
+        num_classes: as there.
+        steps: as there.
+        batch_size: as there.
+        seed: as there.
+        tops: how many classes each accuracy allows, each at most `num_classes`.
+
+    Returns:
+        For each of `tops` the share of test images whose class is among the first so many, in [0, 1].
+
+    Raises:
+        DataError: where images and labels do not match, or a label is out of range.
+    """
     _check(train_images, train_labels, num_classes, "training")
     _check(test_images, test_labels, num_classes, "test")
     if train_images.shape[1:] != test_images.shape[1:]:
@@ -116,8 +165,29 @@ def classification_accuracy(
     classifier = fit_classifier(
         train_images, train_labels, num_classes=num_classes, steps=steps, batch_size=batch_size, seed=seed
     )
-    predicted = predict_classes(classifier, test_images.to(train_images.device))
-    return float((predicted.cpu() == test_labels.cpu()).double().mean())
+    probabilities = class_probabilities(classifier, test_images.to(train_images.device)).cpu()
+    return tuple(top_accuracy(probabilities, test_labels.cpu(), top) for top in tops)
+
+
+def top_accuracy(probabilities: Tensor, labels: Tensor, top: int) -> float:
+    """The share of images whose class is among the most probable ones.
+
+    Args:
+        probabilities: of each class, [n, classes].
+        labels: integers [n].
+        top: how many of the most probable classes count, at most the number of classes.
+
+    Raises:
+        DataError: where there are not so many classes.
+
+    Example:
+        >>> top_accuracy(torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5]]), torch.tensor([1, 0]), 2)
+        0.5
+    """
+    if not 1 <= top <= probabilities.shape[1]:
+        raise DataError(f"top must be from 1 to the number of classes, {probabilities.shape[1]}; received {top}")
+    first = probabilities.topk(top, dim=1).indices
+    return float((first == labels[:, None]).any(1).double().mean())
 
 
 def fit_classifier(

@@ -228,6 +228,47 @@ def training_curves(
     return {stage: picture for stage, picture in pictures.items() if picture is not None}
 
 
+def rejection_curve(shares: Mapping[str, Mapping[str, Any]]) -> Image.Image | None:
+    """Precision over recall as fewer samples are kept, and both, with accuracy, over the share that is kept.
+
+    Args:
+        shares: by the share that is kept, "1" or "0.25", `precision`, `recall` and `accuracy`; what is None, or not
+            there, is not drawn.
+
+    Returns:
+        The picture; None where no share has both precision and recall.
+
+    Example:
+        >>> rejection_curve({"1": {"precision": 0.7, "recall": 0.6}, "0.5": {"precision": 0.8, "recall": 0.4}}).mode
+        'RGB'
+        >>> rejection_curve({})
+    """
+    rows = [(float(share), values) for share, values in shares.items()]
+    rows = sorted(
+        (row for row in rows if row[1].get("precision") is not None and row[1].get("recall") is not None),
+        key=lambda row: row[0],
+    )
+    if not rows:
+        return None
+    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
+    trade, parts = figure.subplots(1, 2)
+    recall, precision = ([values[name] for _, values in rows] for name in ("recall", "precision"))
+    trade.plot(recall, precision, color=_colour(0), marker="o", markersize=4, linewidth=1.8)
+    for (share, _), x, y in zip(rows, recall, precision, strict=True):
+        trade.annotate(f"{share:g}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8, color=LABEL_INK)
+    _style(trade, "precision over recall, by share kept", "recall")
+    trade.set_ylabel("precision")
+    for index, name in enumerate(("precision", "recall", "accuracy")):
+        points = [(share, values[name]) for share, values in rows if values.get(name) is not None]
+        _draw_line(parts, ([x for x, _ in points], [y for _, y in points]), name, _colour(index))
+    parts.set_xscale("log", base=2)
+    parts.set_xticks([share for share, _ in rows], [f"{share:g}" for share, _ in rows])
+    parts.set_ylim(0, 1.03)
+    _style(parts, "by share kept", "share of samples kept")
+    _legend(parts)
+    return _rendered(figure)
+
+
 def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 

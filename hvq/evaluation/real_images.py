@@ -5,7 +5,8 @@ Letters: m images, C H W image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +16,19 @@ from hvq.data import ImageSource, Subset, ordered_batches, spread_rows
 from hvq.distributed import Reduction
 
 # More than a small classifier learns from in its few steps, and as many as memory easily holds.
-MOST_REAL_IMAGES = 10_000
+MOST_REAL_IMAGES, MOST_BYTES = 10_000, 2**31
 
 Restore = Callable[[Tensor], Tensor]
 """From uint8 `[B, C, H, W]` to reconstructions of the same form."""
+
+
+def most_real_images(size: Sequence[int], channels: int) -> int:
+    """How many images of a split are taken at most.
+
+    >>> most_real_images((256, 256), 3), most_real_images((1024, 1024), 3)
+    (10000, 682)
+    """
+    return max(1, min(MOST_REAL_IMAGES, MOST_BYTES // (channels * math.prod(size))))
 
 
 def gather_images(
@@ -28,7 +38,7 @@ def gather_images(
     device: torch.device,
     restore: Restore | None = None,
 ) -> dict[str, Tensor]:
-    """At most `MOST_REAL_IMAGES` of a split, spread over all of it, in order, the same on every process.
+    """At most `most_real_images` of a split, spread over all of it, in order, the same on every process.
 
     Args:
         config: of the run, which says how images are read.
@@ -47,7 +57,7 @@ def gather_images(
     if restore is not None:
         columns["restored"] = [no_images]
     for batch in ordered_batches(
-        Subset(source, spread_rows(len(source), MOST_REAL_IMAGES)),
+        Subset(source, spread_rows(len(source), most_real_images(source.size, source.channels))),
         chunk_size=config.chunk_size,
         rank=reduction.rank,
         processes=reduction.size,

@@ -1,16 +1,22 @@
-"""How near reconstructions come to their images: MSE, PSNR and SSIM, means over images."""
+"""How near reconstructions come to their images: MSE, PSNR, SSIM and MS-SSIM, means over images."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
 from hvq.errors import DataError
 
 SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window (sigma 1.5 pixels), and so of the smallest image that has an SSIM."""
+
+MS_SSIM_SIDE = 161
+"""Side of the smallest image that has an MS-SSIM: its window of 11 pixels, on a grid that was halved four times."""
 
 SMALLEST_MSE = 1e-10
 """An image rebuilt exactly counts as 100 dB; its true PSNR is infinite, and so would be any mean with it."""
@@ -20,12 +26,16 @@ ROUNDING = 1e-3
 
 
 class ReconstructionMetrics(Metric):  # type: ignore[misc]  # torchmetrics is not analysed, so its Metric is Any
-    """Mean squared error, peak signal-to-noise ratio and structural similarity of reconstructions.
+    """Mean squared error, peak signal-to-noise ratio, and structural similarity at one scale and at five.
 
-    All three are computed per image and averaged over images, so that they are equal for any batch size; over
-    processes, `torchmetrics` sums the states when `compute` is called. SSIM is that of Wang et al. (2004) with the
-    Gaussian window of 11 pixels, averaged over channels and over all windows
-    inside the image.
+    All are computed per image and averaged over images, so that they are equal for any batch size; over processes,
+    `torchmetrics` sums the states when `compute` is called. With m the mean of (x - y)^2 over an image's numbers, MSE
+    is m, in [0, 1], and PSNR -10 log10 m, in dB. SSIM, in [-1, 1], is that of Wang et al. (2004) with the Gaussian
+    window of 11 pixels, averaged over channels and over all windows inside the image. MS-SSIM, in [0, 1], is that of
+    Wang, Simoncelli and Bovik (2003): the product over five scales, each half as large as the one before, of the mean
+    contrast and structure, to the powers 0.0448, 0.2856, 0.3001, 0.2363 and 0.1333, the last scale with its luminance;
+    as `torchmetrics` computes it, which takes a negative mean for 0, and has the windows of the last scale reach over
+    the border by reflection.
 
     Args:
         dtype: what sums and distances are kept in; `torch.float32` for a device that has no float64.
@@ -44,14 +54,16 @@ class ReconstructionMetrics(Metric):  # type: ignore[misc]  # torchmetrics is no
     squared_error: Tensor
     signal_to_noise: Tensor
     similarity: Tensor
+    multiscale: Tensor
     images: Tensor
     images_with_similarity: Tensor
+    images_with_multiscale: Tensor
 
     def __init__(self, *, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        for name in ("squared_error", "signal_to_noise", "similarity"):
+        for name in ("squared_error", "signal_to_noise", "similarity", "multiscale"):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
-        for name in ("images", "images_with_similarity"):
+        for name in ("images", "images_with_similarity", "images_with_multiscale"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, reconstructions: Tensor) -> None:
@@ -81,11 +93,14 @@ class ReconstructionMetrics(Metric):  # type: ignore[misc]  # torchmetrics is no
         if min(images.shape[2:]) >= SSIM_WINDOW:
             self.similarity += _similarity(truth, rebuilt).sum()
             self.images_with_similarity += images.shape[0]
+        if min(images.shape[2:]) >= MS_SSIM_SIDE:
+            self.multiscale += _multiscale_similarity(truth, rebuilt).sum()
+            self.images_with_multiscale += images.shape[0]
 
     def compute(self) -> dict[str, float | None]:
-        """`mse`, `psnr` in dB and `ssim`, over all images of all processes.
+        """`mse`, `psnr` in dB, `ssim` and `ms_ssim`, over all images of all processes.
 
-        `ssim` is None where some image was smaller than its window; `about` then says so.
+        `ssim` and `ms_ssim` are None where some image was too small for them; `about` then says so.
 
         Raises:
             DataError: where no image was added.
@@ -93,25 +108,30 @@ class ReconstructionMetrics(Metric):  # type: ignore[misc]  # torchmetrics is no
         count = int(self.images)
         if count == 0:
             raise DataError("reconstruction metrics need at least one image; none was added")
-        complete = int(self.images_with_similarity) == count
         return {
             "mse": float(self.squared_error) / count,
             "psnr": float(self.signal_to_noise) / count,
-            "ssim": float(self.similarity) / count if complete else None,
+            "ssim": float(self.similarity) / count if int(self.images_with_similarity) == count else None,
+            "ms_ssim": float(self.multiscale) / count if int(self.images_with_multiscale) == count else None,
         }
 
     def about(self) -> dict[str, str]:
         """What each number of `compute` means, in one sentence each."""
-        complete = bool(self.images_with_similarity == self.images)
-        absent = f"left out, since some images are smaller than its window of {SSIM_WINDOW} pixels"
-        return {
+        texts = {
             "mse": "mean squared error of pixels in [0, 1], over pixels, channels and images; lower is better",
             "psnr": "peak signal-to-noise ratio in dB for pixels in [0, 1], mean over images; higher is better",
             "ssim": "structural similarity for pixels in [0, 1], Gaussian window of 11 pixels, mean over images; "
-            "1 is identical"
-            if complete
-            else absent,
+            "1 is identical",
+            "ms_ssim": "structural similarity at five scales for pixels in [0, 1], Gaussian window of 11 pixels, mean "
+            "over images; 1 is identical",
         }
+        if bool(self.images_with_similarity != self.images):
+            texts["ssim"] = f"left out, since some images are smaller than its window of {SSIM_WINDOW} pixels"
+        if bool(self.images_with_multiscale != self.images):
+            texts["ms_ssim"] = (
+                f"left out, since some images are smaller than the {MS_SSIM_SIDE} pixels that its five scales take"
+            )
+        return texts
 
 
 def _check_range(pixels: Tensor, what: str) -> None:
@@ -139,3 +159,20 @@ def _similarity(images: Tensor, reconstructions: Tensor) -> Tensor:
     border = SSIM_WINDOW // 2
     inside: Tensor = similarities[..., border:-border, border:-border]
     return inside.mean(dim=(1, 2, 3))
+
+
+def _multiscale_similarity(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """MS-SSIM of each image, [B]."""
+    similarities: Tensor = multiscale_structural_similarity_index_measure(
+        reconstructions,
+        images,
+        gaussian_kernel=True,
+        sigma=1.5,
+        # Of a Gaussian window, whose size follows from sigma, this says nothing but which images torchmetrics refuses:
+        # at 11 those under 176 pixels, while MS_SSIM_SIDE is the limit that others have.
+        kernel_size=9,
+        data_range=1.0,
+        reduction="none",
+        normalize="relu",
+    )
+    return similarities

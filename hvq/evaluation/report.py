@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -13,12 +13,32 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from hvq.evaluation.report_tables import (
+    GENERATION_COLUMNS,
+    LEVEL_COLUMNS,
+    LIKELIHOOD_COLUMNS,
+    PRIOR_COLUMNS,
+    RECONSTRUCTION_COLUMNS,
+    REJECTION_COLUMNS,
+    SCORE_ROWS,
+    TOGETHER_COLUMNS,
+    Bar,
+    Table,
+    bars,
+    bits_texts,
+    cards,
+    duration,
+    generation_rows,
+    percent,
+    reconstruction_rows,
+    table,
+)
 from hvq.files import write_file
 
 Picture = Image.Image | Path
-Format = Callable[[Any], str]
 
-RECONSTRUCTIONS, SAMPLES, USAGE, CURVES = "reconstructions", "samples", "usage", "curves."
+RECONSTRUCTIONS, SAMPLES, USAGE, REJECTION = "reconstructions", "samples", "usage", "rejection"
+CURVES = "curves."
 """Names of the pictures that have a section of their own; curves are named `curves.<stage>`."""
 
 USAGE_NOTE = "Codes are sorted by how often they occur; the dashed line is equal use of all of them."
@@ -30,23 +50,12 @@ SCORE_NOTE = (
     "Accuracy on real, held-out images of the same small classifier, trained for the same number of steps on images "
     "of each source."
 )
-
-
-@dataclass(frozen=True)
-class Table:
-    """Column names, and rows whose cells are ready to print."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A named amount, and the length of its bar in percent of the longest."""
-
-    name: str
-    value: str
-    percent: float
+TOGETHER_NOTE = (
+    "Nats that a code tells of its neighbour, or of the finer codes that it covers, beyond what frequencies tell: what "
+    "there is for a prior to learn from that one partner alone."
+)
+LIKELIHOOD_NOTE = "An upper bound, equation (6): bits of the codes, and bits of the image given its codes."
+REJECTION_NOTE = "Keeping the samples that a classifier is surest of trades diversity (recall) for quality (precision)."
 
 
 @dataclass(frozen=True)
@@ -98,10 +107,11 @@ def write_report(
     Args:
         run_folder: the run's folder.
         title: heading of the page.
-        metrics: what `metrics.json` holds: `reconstruction`, `levels.<name>`, `priors.<name>`,
-            `classification_accuracy_score`, `seconds`, and texts under `about`; any of them may be missing.
-        pictures: Pillow images or PNG files by name: "reconstructions", "samples", "usage", "curves.<stage>"; others
-            get a section at the end.
+        metrics: what `metrics.json` holds: `reconstruction`, `levels.<name>`, `cooccurrence.<pair>`, `priors.<name>`,
+            `bits_per_image`, `likelihood.<kind>`, `classification_accuracy_score`, `generation`, `rejection.<share>`,
+            `seconds`, and texts under `about`; any of them may be missing.
+        pictures: Pillow images or PNG files by name: "reconstructions", "samples", "usage", "rejection",
+            "curves.<stage>"; others get a section at the end.
         level_names: the levels, coarse to fine; the order of tables.
         summary: one sentence under the title.
         notes: small print by picture name, such as what stands in for absent levels under "reconstructions".
@@ -119,7 +129,7 @@ def write_report(
     page = _render(
         title=title,
         summary=summary,
-        cards=_cards(metrics),
+        cards=cards(metrics),
         sections=_sections(metrics, figures, level_names, notes or {}, facts or {}),
     )
     report = run_folder / "report.html"
@@ -153,91 +163,11 @@ def _png(picture: Picture) -> bytes:
 
 def _figure(name: str, png: bytes) -> Figure:
     width, height = Image.open(io.BytesIO(png)).size
-    plot = name == USAGE or name.startswith(CURVES)
+    plot = name in (USAGE, REJECTION) or name.startswith(CURVES)
     # Plots are drawn at 160 dots per inch; a page has 96, and shows them at about their drawn size.
     scale = 0.7 if plot else 1.0
     data = base64.b64encode(png).decode("ascii")
     return Figure(_words(name), "plot" if plot else "grid", round(width * scale), round(height * scale), data)
-
-
-# --- numbers --------------------------------------------------------------------------------------------------------
-
-
-def _percent(value: float) -> str:
-    return f"{100.0 * value:.1f} %"
-
-
-def _error(value: float) -> str:
-    return f"{value:.3g}"
-
-
-def _decibel(value: float) -> str:
-    return f"{value:.2f} dB"
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _one_digit(value: float) -> str:
-    return f"{value:.1f}"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> _duration(7.25), _duration(249.6), _duration(7300)
-    ('7.2 s', '4 min 10 s', '2 h 1 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-CARDS: tuple[tuple[str, str, str, Format], ...] = (
-    ("reconstruction", "psnr", "PSNR of reconstructions", _decibel),
-    ("reconstruction", "ssim", "SSIM", _three_digits),
-    ("reconstruction", "mse", "mean squared error", _error),
-    ("classification_accuracy_score", "generated", "classification accuracy score", _percent),
-    ("classification_accuracy_score", "copies", "samples that are copies", _percent),
-    ("seconds", "total", "time in all", _duration),
-)
-LEVEL_COLUMNS: dict[str, tuple[str, Format]] = {
-    "usage": ("codes used", _percent),
-    "perplexity": ("perplexity", _one_digit),
-    "absent_mse": ("error without it (MSE)", _error),
-}
-PRIOR_COLUMNS: dict[str, tuple[str, Format]] = {
-    "held_out_nats": ("held out, nats per code", _three_digits),
-    "train_nats": ("training images", _three_digits),
-    "unigram_entropy": ("unigram entropy", _three_digits),
-    "log_codebook_size": ("log K", _three_digits),
-}
-SCORE_ROWS = {"real": "real images", "reconstructed": "reconstructions", "generated": "samples"}
-
-
-def _cards(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = [(text, metrics.get(group, {}).get(key), form) for group, key, text, form in CARDS]
-    return [(text, form(value)) for text, value, form in found if value is not None]
-
-
-def _table(
-    first: str, values: Mapping[str, Mapping[str, Any]], names: Sequence[str], columns: Mapping[str, tuple[str, Format]]
-) -> Table:
-    """One row per name that has values, one column per number that any of them has."""
-    rows = {name: values[name] for name in names if name in values}
-    shown = {key: column for key, column in columns.items() if any(row.get(key) is not None for row in rows.values())}
-    cells = [
-        [name, *("" if row.get(key) is None else form(row[key]) for key, (_, form) in shown.items())]
-        for name, row in rows.items()
-    ]
-    return Table([first, *(text for text, _ in shown.values())], cells)
-
-
-def _bars(values: Mapping[str, float], form: Format, longest: float | None = None) -> list[Bar]:
-    scale = longest or max(values.values(), default=0.0) or 1.0
-    return [Bar(name, form(value), round(100.0 * value / scale, 2)) for name, value in values.items()]
 
 
 def _sections(
@@ -252,24 +182,51 @@ def _sections(
         return Section(title, figures=present, notes=_noted(note, *(notes.get(name, "") for name in names)))
 
     score = metrics.get("classification_accuracy_score", {})
+    reconstruction = reconstruction_rows(metrics.get("reconstruction", {}))
+    generation = generation_rows(metrics.get("generation", {}))
+    extractor = metrics.get("generation", {}).get("extractor")
+    together, likelihood, rejection = (metrics.get(group, {}) for group in ("cooccurrence", "likelihood", "rejection"))
     seconds = {name: value for name, value in metrics.get("seconds", {}).items() if name != "total"}
     curves = [name for name in figures if name.startswith(CURVES)]
-    others = [name for name in figures if name not in (RECONSTRUCTIONS, SAMPLES, USAGE, *curves)]
+    others = [name for name in figures if name not in (RECONSTRUCTIONS, SAMPLES, USAGE, REJECTION, *curves)]
     scores = {text: score[key] for key, text in SCORE_ROWS.items() if score.get(key) is not None}
     sections = [
         pictures("Reconstructions, level by level", RECONSTRUCTIONS),
+        Section("Reconstruction", table=table("number", reconstruction, list(reconstruction), RECONSTRUCTION_COLUMNS)),
         pictures("Samples", SAMPLES),
-        Section("Levels", table=_table("level", metrics.get("levels", {}), level_names, LEVEL_COLUMNS)),
+        Section("Levels", table=table("level", metrics.get("levels", {}), level_names, LEVEL_COLUMNS)),
         pictures("How the codebooks are used", USAGE, note=USAGE_NOTE),
         Section(
+            "Codes that occur together",
+            table=table("codes", together, list(together), TOGETHER_COLUMNS),
+            notes=[TOGETHER_NOTE],
+        ),
+        Section(
             "Priors",
-            table=_table("level", metrics.get("priors", {}), level_names, PRIOR_COLUMNS),
+            table=table("level", metrics.get("priors", {}), level_names, PRIOR_COLUMNS),
             notes=[PRIOR_NOTE],
         ),
-        Section("Classification accuracy score", bars=_bars(scores, _percent, longest=1.0), notes=[SCORE_NOTE]),
+        Section(
+            "Likelihood",
+            texts=bits_texts(metrics.get("bits_per_image", {})),
+            table=table("likelihood", likelihood, list(likelihood), LIKELIHOOD_COLUMNS),
+            notes=[LIKELIHOOD_NOTE] if likelihood else [],
+        ),
+        Section(
+            "Samples against real images",
+            table=table("number", generation, list(generation), GENERATION_COLUMNS),
+            notes=_noted(f"Features: {extractor}." if extractor else ""),
+        ),
+        Section("Classification accuracy score", bars=bars(scores, percent, longest=1.0), notes=[SCORE_NOTE]),
+        Section(
+            "Rejection sampling",
+            table=table("share", rejection, list(rejection), REJECTION_COLUMNS),
+            figures=[figures[REJECTION]] if REJECTION in figures else [],
+            notes=[REJECTION_NOTE],
+        ),
         pictures("Training", *curves),
         *(pictures(_words(name).capitalize(), name) for name in others),
-        Section("Time", bars=_bars({_words(name): value for name, value in seconds.items()}, _duration)),
+        Section("Time", bars=bars({_words(name): value for name, value in seconds.items()}, duration)),
         Section("What the numbers mean", definitions=_flattened(metrics.get("about", {}))),
         Section("This run", definitions=list(facts.items())),
     ]

@@ -5,15 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from hvq.config import RunConfig
-from hvq.data import CodeFolder, ImageSource, Sources
+from hvq.data import CodeFolder, ImageSource, Sources, ordered_batches
 from hvq.data.pixels import bytes_to_model, unit_to_bytes
+from hvq.evaluation.code_usage import CodeUsage
 from hvq.evaluation.generation import decode_images
-from hvq.evaluation.pictures import reconstruction_grid, sample_grid, training_curves, usage_histogram
+from hvq.evaluation.pictures import (
+    reconstruction_grid,
+    rejection_curve,
+    sample_grid,
+    training_curves,
+    usage_histogram,
+)
 from hvq.evaluation.report import Picture, write_report
 from hvq.evaluation.sample_files import TENSORS, has_description, read_description
 from hvq.files import read_tensors
@@ -52,33 +59,42 @@ def write_run_report(config: RunConfig, run: RunFolder, sources: Sources, *, sta
 
 
 def run_pictures(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, source: ImageSource) -> dict[str, Picture]:
-    """The pictures that a run's files allow: reconstructions, code usage, samples, curves."""
+    """The pictures that a run's files allow: reconstructions, code usage, samples, rejection, curves."""
     names = hierarchy.autoencoder.level_names
     pictures: dict[str, Picture] = {"reconstructions": _reconstructions(hierarchy, source, config.chunk_size)}
     if (run.codes / "validation").exists():
         codes = CodeFolder(run.codes, "validation")
-        pictures["usage"] = usage_histogram({name: codes.counts(name) for name in names}, names)
+        pictures["usage"] = usage_histogram(code_counts(hierarchy, codes, config.chunk_size), names)
     if (run.samples / TENSORS).exists():
         samples, _ = read_tensors(run.samples / TENSORS, "samples")
         labels = samples["labels"] if hierarchy.classes else None
         pictures["samples"] = sample_grid(samples["images"], labels, hierarchy.classes or None)
+    if rejection := rejection_curve(run.metrics().get("rejection", {})):
+        pictures["rejection"] = rejection
     curves = training_curves(run.lines(), names)
     return pictures | {f"curves.{stage}": picture for stage, picture in curves.items()}
 
 
-def number_lines(metrics: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The numbers of `metrics.json`, one line each, without the texts.
+def code_counts(hierarchy: Hierarchy, codes: CodeFolder, chunk_size: int) -> dict[str, Tensor]:
+    """How often each code of each level occurs, int64 `[G, K]`, padding left out as it is wherever usage is measured.
 
-    >>> number_lines({"reconstruction": {"psnr": 34.5}, "about": {"split": "360 images"}})
-    ['reconstruction.psnr 34.5']
+    Args:
+        hierarchy: that made the codes.
+        codes: of a split.
+        chunk_size: rows that are read at a time.
     """
-    lines: list[str] = []
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            lines += number_lines(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            lines.append(f"{prefix}{name} {value:.5g}")
-    return lines
+    model = hierarchy.autoencoder
+    grids = {name: torch.zeros(0, *grid) for name, grid in codes.grids.items()}
+    if all(model.without_padding(grids, codes.image_size)[name].shape == grid.shape for name, grid in grids.items()):
+        return {name: codes.counts(name) for name in model.level_names}
+    usage = {
+        name: CodeUsage(codebook_size=quantizer.codebook_size, codes_per_position=quantizer.codes_per_position)
+        for name, quantizer in model.quantizers.items()
+    }
+    for batch in ordered_batches(codes, chunk_size=chunk_size):
+        for name, some in model.without_padding(batch.codes, codes.image_size).items():
+            usage[name].update(some)
+    return {name: counted.counts for name, counted in usage.items()}
 
 
 @torch.no_grad()

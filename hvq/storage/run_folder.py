@@ -30,6 +30,7 @@ class RunFolder:
         self.autoencoder = self.path / "autoencoder"
         self.codes = self.path / "codes"
         self.samples = self.path / "samples"
+        self.classifier = self.path / "evaluation" / "classifier"
         self.report = self.path / "report.html"
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.json"

@@ -13,9 +13,11 @@ from hvq.evaluation.classification import (
     _order,
     _shifted,
     class_probabilities,
+    classification_accuracies,
     classification_accuracy,
     fit_classifier,
     predict_classes,
+    top_accuracy,
 )
 from hvq.randomness import permutation
 
@@ -54,6 +56,34 @@ def test_probabilities_are_those_of_the_classifier_behind_the_accuracy() -> None
     assert float((probabilities.argmax(1) == test_labels).double().mean()) == _accuracy()
     with pytest.raises(DataError, match="training images must be uint8"):
         fit_classifier(images[:0], labels[:0], num_classes=3)
+
+
+def test_the_right_class_may_be_among_several() -> None:
+    probabilities = torch.rand(31, 7, generator=torch.Generator().manual_seed(0)).softmax(1)
+    labels = torch.arange(31) % 7
+    ranks = [int((row > row[label]).sum()) for row, label in zip(probabilities, labels, strict=True)]
+    for top in (1, 2, 5, 7):
+        assert top_accuracy(probabilities, labels, top) == sum(rank < top for rank in ranks) / 31
+    assert top_accuracy(probabilities, labels, 7) == 1.0
+    for top in (0, 8):
+        with pytest.raises(DataError, match="from 1 to the number of classes, 7"):
+            top_accuracy(probabilities, labels, top)
+
+
+def test_accuracies_of_several_classes_are_of_one_classifier() -> None:
+    arguments = (*_stripes(47, seed=1), *_stripes(60, seed=2))
+    first, second, all_three = classification_accuracies(
+        *arguments, num_classes=3, steps=4, batch_size=16, tops=(1, 2, 3)
+    )
+    assert first == _accuracy(steps=4)
+    assert first < second <= all_three == 1
+
+
+def test_the_head_sees_what_is_embedded() -> None:
+    classifier = SmallClassifier(channels=1, size=(11, 13), num_classes=3)
+    images = torch.randint(0, 256, (5, 1, 11, 13), dtype=torch.uint8)
+    torch.testing.assert_close(classifier.head(classifier.embed(images)), classifier(images))
+    assert float(classifier.embed(images).detach().min()) >= 0
 
 
 def test_learns_nothing_from_wrong_labels() -> None:

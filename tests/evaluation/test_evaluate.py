@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import shutil
+import sys
 from collections import Counter
 from contextlib import redirect_stdout
 from typing import Any
@@ -17,13 +18,16 @@ from torch.nn import functional
 
 from hvq import HierarchicalVQ
 from hvq.config import RunConfig
-from hvq.data import CodeFolder, TensorImages, spread_rows
+from hvq.data import CodeFolder, Sources, TensorImages, spread_rows
 from hvq.data.pixels import bytes_to_model
 from hvq.distributed import Reduction
 from hvq.errors import CheckpointError, DataError
 from hvq.evaluation import evaluate as evaluate_module
 from hvq.evaluation import real_images
-from hvq.evaluation.evaluate import evaluate, measure_reconstruction
+from hvq.evaluation.classification import SmallClassifier
+from hvq.evaluation.evaluate import evaluate
+from hvq.evaluation.measure_reconstruction import measure_reconstruction
+from hvq.files import read_tensors
 from hvq.histograms import perplexity, usage
 from hvq.priors import Condition
 from hvq.storage import RunFolder, load_hierarchy, load_prior
@@ -38,6 +42,8 @@ from tests.runs import (
     files_below,
     rewrite_codes,
 )
+
+MEASURED_OF_CODES = {"about", "reconstruction", "levels", "cooccurrence", "bits_per_image", "likelihood"}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,8 @@ def test_padding_is_not_counted_as_usage(trained_run: TrainedRun) -> None:
     """17 x 9 images are padded to 24 x 16, of whose 6 x 4 positions at the bottom 5 x 3 see a pixel."""
     pixels = torch.randint(0, 256, (11, 1, 17, 9), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     hierarchy = load_hierarchy(trained_run.run)
-    found = measure_reconstruction(trained_run.config, hierarchy, TensorImages(pixels), Reduction())["levels"]
+    found = measure_reconstruction(trained_run.config, hierarchy, TensorImages(pixels), Reduction())
+    found = found.measured.numbers["levels"]
     # In training mode, what the codebooks would learn from is counted.
     model = hierarchy.autoencoder.train()
     statistics = {name: level.statistics[0].counts for name, level in model(bytes_to_model(pixels)).levels.items()}
@@ -97,6 +104,125 @@ def test_padding_is_not_counted_as_usage(trained_run: TrainedRun) -> None:
     for name, counts in statistics.items():
         assert found[name]["usage"] == usage(counts.unsqueeze(0))
         assert found[name]["perplexity"] == pytest.approx(perplexity(counts.unsqueeze(0)))
+
+
+def test_codes_that_occur_together(numbers: dict[str, Any], system: HierarchicalVQ, images: Tensor) -> None:
+    codes = system.encode(images)
+    top, bottom = codes["top"].numpy(), codes["bottom"].numpy()
+    every = range(HELD_OUT_IMAGES)
+    pairs = {
+        "top.right": [(top[n, i, 0], top[n, i, 1]) for n in every for i in range(2)],
+        "top.below": [(top[n, 0, j], top[n, 1, j]) for n in every for j in range(2)],
+        "bottom.right": [(bottom[n, i, j], bottom[n, i, j + 1]) for n in every for i in range(4) for j in range(3)],
+        "bottom.below": [(bottom[n, i, j], bottom[n, i + 1, j]) for n in every for i in range(3) for j in range(4)],
+        "top-bottom": [(top[n, i // 2, j // 2], bottom[n, i, j]) for n in every for i in range(4) for j in range(4)],
+    }
+    assert numbers["cooccurrence"].keys() == pairs.keys()
+    for name, found in numbers["cooccurrence"].items():
+        both, one, two = Counter(pairs[name]), Counter(a for a, _ in pairs[name]), Counter(b for _, b in pairs[name])
+        count = len(pairs[name])
+        expected = sum(n / count * math.log(n * count / (one[a] * two[b])) for (a, b), n in both.items())
+        assert found["pairs"] == count
+        assert found["mutual_information"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_bits_of_codes_and_of_the_whole_model(numbers: dict[str, Any], system: HierarchicalVQ, images: Tensor) -> None:
+    """2 x 2 codes of 11 and 4 x 4 of 13 for 16 x 16 pixels."""
+    bits, priors = numbers["bits_per_image"], numbers["priors"]
+    assert bits["raw"] == pytest.approx(4 * math.log2(11) + 16 * math.log2(13))
+    nats = 4 * priors["top"]["held_out_nats"] + 16 * priors["bottom"]["held_out_nats"]
+    assert bits["priors"] == pytest.approx(nats / math.log(2))
+    values = (images.double() * 255).round().numpy().flatten()
+    means = (system.reconstruct(images).double() * 255).round().numpy().flatten()
+    functions = {
+        "gaussian": np.vectorize(lambda x: 0.5 * math.erfc(-x / math.sqrt(2))),
+        "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    }
+    for kind, function in functions.items():
+        found = numbers["likelihood"][kind]
+        above, below = (function((values + side - means) / (255 * found["scale"])) for side in (0.5, -0.5))
+        above, below = np.where(values == 255, 1.0, above), np.where(values == 0, 0.0, below)
+        expected = -np.log2(above - below).mean()
+        assert found["reconstruction_bits"] == pytest.approx(expected, rel=1e-6)
+        assert found["code_bits"] == pytest.approx(bits["priors"] / 256)
+        assert found["bits_per_dimension"] == found["reconstruction_bits"] + found["code_bits"]
+    # The scale is that of training images: near their error, but not that of the held-out ones.
+    assert numbers["likelihood"]["gaussian"]["scale"] == pytest.approx(numbers["reconstruction"]["mse"] ** 0.5, rel=0.2)
+    assert "under the priors" in numbers["about"]["likelihood"]
+
+
+def test_distances_are_of_the_features_of_the_saved_classifier(
+    numbers: dict[str, Any], trained_run: TrainedRun, system: HierarchicalVQ, images: Tensor
+) -> None:
+    training = torch.stack([trained_run.sources.train.image(i) for i in range(TRAIN_IMAGES)])
+    network = SmallClassifier(channels=1, size=(16, 16), num_classes=3)
+    network.load_state_dict(read_tensors(trained_run.run.classifier / "model.safetensors", "classifier")[0])
+
+    def features(pixels: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+        with torch.no_grad():
+            return network.features(pixels.float() / 127.5 - 1).double().numpy()
+
+    def frechet(one: Tensor, other: Tensor) -> float:
+        seen = features(one), features(other)
+        roots = [(x - x.mean(0)) / math.sqrt(len(x) - 1) for x in seen]
+        cross = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+        means = ((seen[0].mean(0) - seen[1].mean(0)) ** 2).sum()
+        return float(means + sum((root**2).sum() for root in roots) - 2 * cross)
+
+    held_out = (images * 255).round().byte()
+    restored = (system.reconstruct(images) * 255).round().byte()
+    found = numbers["generation"]
+    assert numbers["reconstruction"]["classifier_rfid"] == pytest.approx(frechet(held_out, restored), rel=1e-4)
+    assert found["classifier_fid_held_out"] == pytest.approx(frechet(training, held_out), rel=1e-4)
+    samples = system.sample([0] * 7 + [1] * 7 + [2] * 7, seed=trained_run.config.seed)
+    assert found["classifier_fid"] == pytest.approx(frechet(training, (samples * 255).round().byte()), rel=1e-4)
+    for name in ("precision", "recall"):
+        assert 0 <= found[f"classifier_{name}"] <= 1
+    assert 1 <= found["classifier_score"] <= 3
+    about = numbers["about"]
+    for text in (about["generation.classifier_fid"], about["reconstruction.classifier_rfid"]):
+        assert found["extractor"] in text
+        assert "NOT Inception" in text
+        assert "covariances are singular" in text
+
+
+def test_rejection_keeps_the_shares(numbers: dict[str, Any]) -> None:
+    """Of 7 samples of each of 3 classes one is left at the least, and 3 are too few for manifolds."""
+    assert {share: found["kept"] for share, found in numbers["rejection"].items()} == {
+        "1": 21,
+        "0.5": 9,
+        "0.25": 3,
+        "0.125": 3,
+    }
+    assert all(found["precision"] is found["recall"] is None for found in numbers["rejection"].values())
+    assert all(0 <= found["accuracy"] <= 1 for found in numbers["rejection"].values())
+    assert "manifolds take more than 3 samples" in numbers["about"]["rejection"]
+
+
+def test_without_labels_the_extractor_tells_rotations_and_classes_are_not_asked_for(copied_run: TrainedRun) -> None:
+    split = [torch.stack([s.image(i) for i in range(len(s))]) for s in vars(copied_run.sources).values()]
+    sources = Sources(*(TensorImages(images) for images in split))
+    with redirect_stdout(io.StringIO()):
+        accelerator = make_accelerator(copied_run.config, copied_run.run)
+        numbers = evaluate(copied_run.config, copied_run.run, accelerator=accelerator, sources=sources)
+    found = numbers["generation"]
+    assert "without labels, to tell 4 rotations" in found["extractor"]
+    assert found["rotations_fid"] > 0
+    assert found["rotations_score"] is None
+    assert "knows no classes" in numbers["about"]["generation.rotations_score"]
+    assert "rejection" not in numbers
+    assert numbers["about"]["rejection"].startswith("left out")
+    assert numbers["classification_accuracy_score"].keys() == {"copies", "copies_by_codes"}
+
+
+def test_inception_without_its_weights_is_named_and_nothing_stands_in_for_it(
+    copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    numbers = _evaluate(copied_run, evaluation__extractor="inception")
+    assert not {"generation", "rejection"} & numbers.keys()
+    for name in ("generation", "rejection", "reconstruction.rfid"):
+        assert numbers["about"][name].startswith("left out: Inception takes the package torch-fidelity")
 
 
 @pytest.mark.parametrize("level", ["top", "bottom"])
@@ -119,7 +245,9 @@ def test_priors(numbers: dict[str, Any], trained_run: TrainedRun, level: str) ->
 def test_samples_and_what_the_numbers_mean(numbers: dict[str, Any]) -> None:
     score = numbers["classification_accuracy_score"]
     assert {"generated", "reconstructed", "real", "copies"} <= score.keys()
-    assert all(0 <= value <= 1 for value in score.values())
+    tops = {f"{source}_top5" for source in ("generated", "reconstructed", "real")}
+    assert {score[name] for name in tops} == {None}
+    assert all(0 <= value <= 1 for name, value in score.items() if name not in tops)
     held_out_correct = score["real"] * HELD_OUT_IMAGES * 2
     assert held_out_correct == pytest.approx(round(held_out_correct))
     about = numbers["about"]
@@ -148,10 +276,9 @@ def test_samples_are_measured_in_their_precision_and_priors_in_float32(
 def test_copies_are_looked_for_in_the_same_images_by_pixels_and_by_codes(
     copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (real_images, evaluate_module):
-        monkeypatch.setattr(module, "MOST_REAL_IMAGES", 10)
+    monkeypatch.setattr(real_images, "MOST_REAL_IMAGES", 10)
     rows = spread_rows(TRAIN_IMAGES, 10)
-    found = evaluate_module._training_codes(copied_run.run)["top"]
+    found = evaluate_module._training_codes(copied_run.run, channels=1)["top"]
     codes = CodeFolder(copied_run.run.codes, "train")
     assert len(codes) == 2 * TRAIN_IMAGES
     assert torch.equal(found, codes.fetch(np.concatenate([rows, rows + TRAIN_IMAGES])).codes["top"])
@@ -176,12 +303,12 @@ def test_a_run_is_measured_as_far_as_it_is(copied_run: TrainedRun) -> None:
     run.metrics_file.unlink()
     shutil.rmtree(run.prior("bottom"))
     numbers = _evaluate(copied_run)
-    assert numbers.keys() - {"seconds"} == {"about", "levels", "priors", "reconstruction"}
+    assert numbers.keys() - {"seconds"} == MEASURED_OF_CODES | {"priors"}
     assert list(numbers["priors"]) == ["top"]
     run.metrics_file.unlink()
     shutil.rmtree(run.path / "priors")
     shutil.rmtree(run.codes)
-    assert _evaluate(copied_run).keys() - {"seconds"} == {"about", "levels", "reconstruction"}
+    assert _evaluate(copied_run).keys() - {"seconds"} == MEASURED_OF_CODES
 
 
 def _evaluated_in_group(plain: dict[str, Any], folder: str) -> dict[str, Any]:

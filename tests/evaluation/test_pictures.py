@@ -16,6 +16,7 @@ from hvq.evaluation.pictures import (
     COLOURS,
     image_grid,
     reconstruction_grid,
+    rejection_curve,
     sample_grid,
     training_curves,
     usage_histogram,
@@ -167,6 +168,23 @@ def test_the_unigram_entropy_comes_from_the_argument_or_from_the_lines() -> None
     by_argument = _array(training_curves(rows, ["top"], unigram_entropy={"top": 4.5})["prior.top"])
     assert not np.array_equal(by_argument, plain)
     np.testing.assert_array_equal(_array(training_curves(told, ["top"])["prior.top"]), by_argument)
+
+
+def test_rejection_draws_the_shares_that_have_both_numbers() -> None:
+    shares = {
+        "1": {"precision": 0.7, "recall": 0.6, "accuracy": 0.8},
+        "0.5": {"precision": 0.8, "recall": 0.4, "accuracy": 0.9},
+        "0.25": {"precision": None, "recall": None, "accuracy": 0.95},
+    }
+    picture = rejection_curve(shares)
+    assert picture is not None
+    shuffled = rejection_curve({share: shares[share] for share in ("0.5", "1")})
+    assert shuffled is not None
+    np.testing.assert_array_equal(_array(picture), _array(shuffled))
+    moved = rejection_curve({**shares, "0.5": {"precision": 0.9, "recall": 0.4, "accuracy": 0.9}})
+    assert moved is not None
+    assert not np.array_equal(_array(picture), _array(moved))
+    assert rejection_curve({"0.25": shares["0.25"]}) is None
 
 
 def test_losses_of_zero_can_be_drawn() -> None:

@@ -22,10 +22,39 @@ FULL: dict[str, Any] = {
     "priors": {
         "top": {"held_out_nats": 2.831, "train_nats": 2.65, "unigram_entropy": 4.402, "log_codebook_size": 4.8520303}
     },
-    "classification_accuracy_score": {"generated": 0.9417, "reconstructed": 0.9806, "real": 0.9889, "copies": 0.004},
+    "cooccurrence": {"top-bottom": {"mutual_information": 1.20567, "corrected": 1.1036, "pairs": 23040}},
+    "bits_per_image": {"raw": 533.4376, "priors": 196.8158},
+    "likelihood": {
+        "gaussian": {
+            "bits_per_dimension": 3.55936,
+            "reconstruction_bits": 3.36716,
+            "code_bits": 0.1922,
+            "scale": 0.01914,
+        },
+    },
+    "generation": {
+        "extractor": "classifier 3ab <1>",
+        "classifier_fid": 2.2914,
+        "classifier_recall": 0.8556,
+        "classifier_score": None,
+        "classifier_fid_held_out": 8.413,
+    },
+    "rejection": {
+        "0.5": {"kept": 1000, "precision": 0.92, "recall": 0.707, "accuracy": 1.0},
+        "0.125": {"kept": 3, "precision": None, "recall": None, "accuracy": 0.985},
+    },
+    "classification_accuracy_score": {
+        "generated": 0.9417,
+        "generated_top5": 0.997,
+        "reconstructed": 0.9806,
+        "real": 0.9889,
+        "copies": 0.004,
+    },
     "seconds": {"total": 281.0, "autoencoder": 141.0, "prior.top": 7.25},
     "about": {"split": "360 held-out images <1x32x32>", "reconstruction": {"psnr": "in dB"}},
 }
+
+NAMES = ("reconstructions", "samples", "usage", "rejection", "curves.autoencoder", "extra")
 
 
 class _Page(HTMLParser):
@@ -72,23 +101,28 @@ def _written(folder: Path, **options: Any) -> _Page:
 
 
 def test_a_full_run_has_all_sections_and_numbers(tmp_path: Path) -> None:
-    pictures = {name: _picture() for name in ("reconstructions", "samples", "usage", "curves.autoencoder", "extra")}
+    pictures = {name: _picture() for name in NAMES}
     page = _written(tmp_path, metrics=FULL, pictures=pictures, facts={"torch": "2.13.0"})
     assert page.headings == [
         "digits",
         "Reconstructions, level by level",
+        "Reconstruction",
         "Samples",
         "Levels",
         "How the codebooks are used",
+        "Codes that occur together",
         "Priors",
+        "Likelihood",
+        "Samples against real images",
         "Classification accuracy score",
+        "Rejection sampling",
         "Training",
         "Extra",
         "Time",
         "What the numbers mean",
         "This run",
     ]
-    assert len(page.images) == 5
+    assert len(page.images) == len(NAMES)
     for row in (
         ["level", "codes used", "perplexity", "error without it (MSE)"],
         ["top", "100.0 %", "98.2", "0.0481"],
@@ -96,17 +130,38 @@ def test_a_full_run_has_all_sections_and_numbers(tmp_path: Path) -> None:
         ["level", "held out, nats per code", "training images", "unigram entropy", "log K"],
         ["top", "2.831", "2.650", "4.402", "4.852"],
         ["samples", "94.2 %", ""],
+        ["samples, top 5", "99.7 %", ""],
+        ["psnr", "34.31", "peak signal-to-noise ratio, dB; higher is better"],
+        ["codes", "mutual information, nats", "less chance", "pairs"],
+        ["top-bottom", "1.206", "1.104", "23040"],
+        ["likelihood", "bits per dimension", "of the image", "of its codes", "scale, pixels in [0, 1]"],
+        ["gaussian", "3.559", "3.367", "0.192", "0.0191"],
+        ["number", "samples", "held-out images", "meaning"],
+        ["classifier_fid", "2.291", "8.413", "Fréchet distance of samples to training images; lower is better"],
+        ["classifier_recall", "0.8556", "", "share of training images that samples cover"],
+        ["share", "kept", "precision", "recall", "accuracy"],
+        ["0.5", "1000", "92.0 %", "70.7 %", "100.0 %"],
+        ["0.125", "3", "", "", "98.5 %"],
         ["prior, top", "7.2 s", ""],
     ):
         assert row in page.rows
-    for text in ("34.31 dB", "0.000385", "0.4 %", "4 min 41 s", "reconstruction.psnr", "2.13.0"):
+    for text in (
+        "34.31 dB",
+        "0.000385",
+        "0.4 %",
+        "533.4 bits as they are, and 196.8 bits",
+        "Features: classifier 3ab &lt;1&gt;.",
+        "4 min 41 s",
+        "reconstruction.psnr",
+        "2.13.0",
+    ):
         assert text in page.text
 
 
 def test_an_autoencoder_alone_has_no_sections_on_samples(tmp_path: Path) -> None:
     metrics = {key: FULL[key] for key in ("reconstruction", "levels")}
     page = _written(tmp_path, metrics=metrics, pictures={"reconstructions": _picture()})
-    assert page.headings == ["digits", "Reconstructions, level by level", "Levels"]
+    assert page.headings == ["digits", "Reconstructions, level by level", "Reconstruction", "Levels"]
     assert _written(tmp_path).headings == ["digits"]
 
 

@@ -302,14 +302,14 @@ def _keep_rows(path: Path, rows: int) -> None:
 def test_some_rows_of_all_samples_are_not_said_to_be_chosen(copied_run: TrainedRun) -> None:
     _keep_rows(copied_run.run.samples / TENSORS, 3)
     write_run_report(copied_run.config, copied_run.run, copied_run.sources)
-    assert "surest of" not in copied_run.run.report.read_text()
+    assert "candidates that a classifier was surest of" not in copied_run.run.report.read_text()
 
 
 def test_a_report_takes_samples_whose_metadata_are_of_another_tool(copied_run: TrainedRun) -> None:
     path = copied_run.run.samples / TENSORS
     write_tensors(path, read_tensors(path, "samples")[0], {"format": "pt"})
     write_run_report(copied_run.config, copied_run.run, copied_run.sources)
-    assert "surest of" not in copied_run.run.report.read_text()
+    assert "candidates that a classifier was surest of" not in copied_run.run.report.read_text()
 
 
 def test_candidates_outlive_a_call_too(copied_run: TrainedRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

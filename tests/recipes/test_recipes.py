@@ -80,6 +80,8 @@ def test_stage_after_stage_from_a_plain_folder_of_images(trained_run: TrainedRun
     ]
     assert [(outcome.code, outcome.err) for outcome in (first, *stages)] == [(0, "")] * 6
     assert all("1 process on cpu" in outcome.out for outcome in (first, *stages))
+    assert re.search(r"^ *value  name +meaning$", stages[-1].out, flags=re.MULTILINE)
+    assert "left out, since there are no more than 5 classes" in stages[-1].out
     # What the first stage was told is what the later ones go by.
     assert run.load_config().seed == 7
     samples = load_file(run.samples / "samples.safetensors")

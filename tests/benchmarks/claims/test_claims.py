@@ -220,13 +220,13 @@ def test_discretised_probabilities_are_differences_of_the_distribution(load_clai
 def test_the_loss_is_that_of_an_elbo_whose_variance_is_the_error(load_claim: Load) -> None:
     script = load_claim("vae")
     images = torch.rand(3, 3, 32, 32) * 2 - 1
-    model = script.make_model(replace(script.QUICK, width=8), "gaussian")
+    model = script.make_model(replace(script.QUICK, width=8), {"kind": "gaussian"})
     result = model(images)
     total, terms = script.weigh(result, images)
     error = (result.reconstruction - images).square().mean()
     weight = elbo_weight(variance=float(error.detach()), values_per_position=48)
     assert torch.allclose(total, error + weight * terms["kl"])
-    quantized = script.make_model(replace(script.QUICK, width=8), "vector")
+    quantized = script.make_model(replace(script.QUICK, width=8), {"kind": "vector", "heads": 2})
     kinds = [type(part.quantizers["top"]).__name__ for part in (model, quantized)]
     assert kinds == ["GaussianBottleneck", "VectorQuantizer"]
     encoders = [sum(p.numel() for p in part.levels["top"].encoder.parameters()) for part in (model, quantized)]
