@@ -3,7 +3,9 @@
 Autoencoders of one, two and three levels on CIFAR-10, the finest always on 8x8 positions, each coarser one on half the
 side. Their codebooks are of such a size that an image takes as many bits, within 0.3 %: at the middle rate 480 bits are
 64 codes of 181, 80 codes of 64, or 84 codes of 53. Their widths are such that they have about as many parameters, so
-that what is compared is how they are stacked; all are trained alike. Bits are those of the codes as they are, log2 K
+that what is compared is how they are stacked; all are trained alike, stacks with the level drop-out of the project's
+preset for CIFAR-10, one image in ten, without which a level may end up unused: two levels at the highest rate are
+trained without it too. Bits are those of the codes as they are, log2 K
 each, without a prior or any other entropy coding; what is learned is not counted. Measured on held-out images:
 
 - the mean squared error on [0, 1] at three rates, one for each size of codebook: a rate-distortion curve.
@@ -53,7 +55,8 @@ from training import (
     train_autoencoder,
 )
 
-from hvq.autoencoders import Autoencoder, convolutional_autoencoder
+from hvq.autoencoders import Autoencoder, build_autoencoder
+from hvq.config import AutoencoderConfig
 from hvq.data import PhotoCrops, ordered_batches
 from hvq.data.pixels import model_to_unit, unit_to_bytes
 from hvq.histograms import count_codes
@@ -68,6 +71,7 @@ STACKS: dict[int, dict[str, int]] = {
 }
 NAMES = {1: "one level", 2: "two levels", 3: "three levels"}
 CODE_DIMENSION = 16
+LEVEL_DROPOUT = 0.1
 LEAST_LOSS = 2.0
 LEARNING_RATE = 2e-3
 SHOWN = 10
@@ -140,18 +144,19 @@ def codebook_size(levels: int, bits: float) -> int:
     return round(2 ** (bits / positions(levels)))
 
 
-def fields_of(levels: int, size: int, width: int) -> dict[str, Any]:
-    """Of `convolutional_autoencoder`."""
+def fields_of(levels: int, size: int, width: int, dropout: float) -> dict[str, Any]:
+    """Of `make_autoencoder`."""
     features = {"width": width, "residual_blocks": 1, "residual_width": width // 2}
     level = {"codebook_size": size, "code_dimension": CODE_DIMENSION, **features}
     stack = {name: {"ratio": ratio, **level} for name, ratio in STACKS[levels].items()}
-    return {"channels": 3, "levels": stack, "decoder": features}
+    return {"channels": 3, "levels": stack, "decoder": features, "level_dropout": dropout}
 
 
 def parameters(levels: int, width: int) -> int:
     """Of an autoencoder but for its codebooks, which moving averages learn."""
     with torch.device("meta"):
-        return sum(each.numel() for each in convolutional_autoencoder(**fields_of(levels, 2, width)).parameters())
+        model = build_autoencoder(AutoencoderConfig.model_validate(fields_of(levels, 2, width, 0.0)))
+    return sum(each.numel() for each in model.parameters())
 
 
 def width_of(levels: int, width: int) -> int:
@@ -197,11 +202,12 @@ def carried(model: Autoencoder, images: Tensor) -> dict[str, Tensor]:
     return restored
 
 
-def run_cell(images: Images, plan: Plan, levels: int, bits: float, seed: int) -> dict[str, Any]:
+def run_cell(images: Images, plan: Plan, levels: int, bits: float, dropout: float, seed: int) -> dict[str, Any]:
     """Train one model, and measure it."""
     size, width = codebook_size(levels, bits), width_of(levels, plan.width)
-    model = make_autoencoder(seed, **fields_of(levels, size, width))
-    train_autoencoder(model, images.train, Schedule(plan.steps, plan.batch_size, LEARNING_RATE), seed=seed)
+    model = make_autoencoder(seed, **fields_of(levels, size, width, dropout))
+    schedule = Schedule(plan.steps, plan.batch_size, LEARNING_RATE)
+    train_autoencoder(model, images.train, schedule, seed=seed, level_dropout=dropout)
     restored, originals = carried(model, images.held_out), images.held_out.double() / 255
     errors = {name: float((found - originals).square().mean()) for name, found in restored.items()}
     return {
@@ -259,8 +265,9 @@ def crops_of(photographs: list[Image.Image], plan: Plan) -> Tensor:
 
 def model_point(crops: Tensor, held_out: list[Image.Image], plan: Plan, size: int) -> dict[str, float]:
     """Train two levels of one size of codebook; bits per pixel and mean PSNR of photographs."""
-    model = make_autoencoder(0, **fields_of(2, size, plan.width))
-    train_autoencoder(model, crops, Schedule(plan.photograph_steps, 16, LEARNING_RATE), seed=0)
+    model = make_autoencoder(0, **fields_of(2, size, plan.width, LEVEL_DROPOUT))
+    schedule = Schedule(plan.photograph_steps, 16, LEARNING_RATE)
+    train_autoencoder(model, crops, schedule, seed=0, level_dropout=LEVEL_DROPOUT)
     errors = [reconstruction_error(model, tensor_of(photograph).unsqueeze(0)) for photograph in held_out]
     bits = math.log2(size) * sum(math.prod(grid) for grid in model.grids(PHOTOGRAPH).values())
     return {"bits_per_pixel": bits / math.prod(PHOTOGRAPH), "psnr": float(np.mean([psnr(each) for each in errors]))}
@@ -302,7 +309,7 @@ def photograph_curves(plan: Plan, options: Options) -> dict[str, list[dict[str, 
     if not all((folder / split).is_dir() for split in ("train", "val")):
         print(f"there are no photographs in {folder}: without their curves", file=sys.stderr)
         return {}
-    training = {"steps": plan.photograph_steps, "crops": plan.crops, "width": plan.width}
+    training = {name: getattr(plan, name) for name in ("photograph_steps", "crops", "width")}
     curves = {
         OWN: [
             options.cells.of(
@@ -414,25 +421,30 @@ def draw(cells: Cells, curves: dict[str, list[dict[str, float]]], images: Images
     plots.save(drawn, folder, CLAIM)
 
 
+def cells_of(
+    images: Images, plan: Plan, options: Options, levels: int, bits: int, dropout: float
+) -> list[dict[str, Any]]:
+    """One for each seed."""
+    about = {name: getattr(plan, name) for name in ("images", "held_out", "steps", "width", "batch_size")}
+    return [
+        options.cells.of(
+            {**about, "levels": levels, "bits": bits, "level_dropout": dropout, "seed": seed},
+            partial(run_cell, images, plan, levels, bits, dropout, seed),
+        )
+        for seed in plan.seeds
+    ]
+
+
 def measure(options: Options) -> Verdict:
     """All models at all rates, and the photographs."""
     plan = QUICK if options.quick else FULL
     images = cifar10(options.data, train=plan.images, held_out=plan.held_out)
-    about = {name: getattr(plan, name) for name in ("images", "held_out", "steps", "width", "batch_size")}
     rates = [round(positions(2) * math.log2(size)) for size in plan.codebook_sizes]
-    cells: Cells = {
-        levels: {
-            bits: [
-                options.cells.of(
-                    {**about, "levels": levels, "bits": bits, "seed": seed},
-                    partial(run_cell, images, plan, levels, bits, seed),
-                )
-                for seed in plan.seeds
-            ]
-            for bits in rates
-        }
-        for levels in STACKS
+    run = partial(cells_of, images, plan, options)
+    cells = {
+        levels: {bits: run(levels, bits, LEVEL_DROPOUT if levels > 1 else 0.0) for bits in rates} for levels in STACKS
     }
+    plain = {2: {max(rates): run(2, max(rates), 0.0)}}
     curves = photograph_curves(plan, options)
     draw(cells, curves, images, options.plots)
     errors, lost = mean_errors(cells), losses(cells)
@@ -441,6 +453,10 @@ def measure(options: Options) -> Verdict:
         "parts": parts,
         "mse": {f"{bits} bits": {NAMES[levels]: errors[levels][bits] for levels in STACKS} for bits in rates},
         "times_the_error": lost,
+        "two_levels_without_level_dropout": {
+            "mse": mean_errors(plain)[2][max(rates)],
+            "times_the_error": losses(plain)[NAMES[2]],
+        },
         "bits": {NAMES[levels]: [found[0]["bits"] for found in by_bits.values()] for levels, by_bits in cells.items()},
         "parameters": {NAMES[levels]: by_bits[rates[0]][0]["parameters"] for levels, by_bits in cells.items()},
         "photographs": photograph_numbers(curves),

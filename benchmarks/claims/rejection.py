@@ -201,7 +201,9 @@ def draw_plot(cells: list[dict[str, Any]], means: dict[str, dict[str, float]], f
             for cell in cells:
                 values = [cell[part]["numbers"][name] for part in cell]
                 axis.plot(range(len(values)), values, "o", markersize=4, color=colour, alpha=0.5)
-            axis.plot(range(len(means)), [found[name] for found in means.values()], color=colour, label=name)
+            axis.plot(
+                range(len(means)), [found[name] for found in means.values()], color=colour, label=name.replace("_", " ")
+            )
         axis.set_xticks(range(len(means)), [share(part) for part in means])
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color=plots.RULE, linewidth=0.6)

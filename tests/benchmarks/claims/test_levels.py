@@ -63,7 +63,7 @@ def test_models_are_equal_in_bits_and_parameters(levels: ModuleType) -> None:
 
 def test_parameters_and_positions_are_those_of_the_models(levels: ModuleType) -> None:
     for number in levels.STACKS:
-        model = levels.make_autoencoder(0, **levels.fields_of(number, 5, 8))
+        model = levels.make_autoencoder(0, **levels.fields_of(number, 5, 8, 0.0))
         assert sum(each.numel() for each in model.parameters()) == levels.parameters(number, 8)
         codes = levels.codes_of(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
         assert sum(code.numel() for code in codes.values()) == levels.positions(number)
@@ -80,7 +80,7 @@ def test_what_is_drawn_anew_has_the_histogram_and_nothing_else(levels: ModuleTyp
 
 def test_a_level_that_is_dropped_says_nothing(levels: ModuleType) -> None:
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-    model = levels.make_autoencoder(0, **levels.fields_of(2, 7, 8)).eval()
+    model = levels.make_autoencoder(0, **levels.fields_of(2, 7, 8, 0.0)).eval()
     found: dict[str, Tensor] = levels.carried(model, images)
     assert list(found) == ["all levels", "top dropped", "top drawn anew", "bottom dropped", "bottom drawn anew"]
     assert torch.allclose(found["all levels"], levels.decoded(model, levels.codes_of(model, images), (32, 32), None))

@@ -112,3 +112,12 @@ def test_codes_are_those_of_the_model(training: ModuleType) -> None:
     codes = training.codes_of(model, images)["top"]
     assert codes.shape == (1437, 2, 2)
     assert torch.equal(codes[-3:], model.encode(images[-3:].float() / 127.5 - 1)["top"])
+
+
+def test_level_dropout_leaves_out_the_finest_levels_of_a_share(training: ModuleType) -> None:
+    torch.manual_seed(0)
+    kept = training.kept_levels(20_000, 3, 0.3)
+    shares = torch.bincount(kept, minlength=4) / 20_000
+    assert torch.allclose(shares, torch.tensor([0.0, 0.15, 0.15, 0.7]), atol=0.02)
+    assert training.kept_levels(7, 1, 0.3) is None
+    assert training.kept_levels(7, 3, 0.0) is None
