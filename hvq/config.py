@@ -138,7 +138,8 @@ class HubConfig(BaseDataConfig):
     train: str = Field("train", description="the split to train on")
     validation: str | None = Field(
         None,
-        description="the held-out split; null for `validation`, or else a share of the rows by hash of their numbers",
+        description="the held-out split; null for `validation`, `val` or `valid`, or else a share of the rows by hash "
+        "of their numbers",
     )
     columns: HubColumnsConfig = Field(default_factory=HubColumnsConfig, description="which columns hold what")
     size: tuple[PositiveInt, PositiveInt] = Field((256, 256), description="height and width of the images, in pixels")
@@ -356,7 +357,8 @@ class RunConfig(FrozenModel):
     process_timeout: PositiveInt = Field(
         1_800,
         description="seconds that a process waits for the others before the run ends; longer than what one of them "
-        "does alone at a time: a file of codes, a chunk of samples, a classifier of the evaluation",
+        "does alone at a time: a look through new data, a file of codes, a chunk of samples, a classifier of the "
+        "evaluation",
     )
     data: DataConfig = Field(default_factory=DigitsConfig)
     autoencoder: AutoencoderConfig = Field(description="the hierarchy of levels")

@@ -5,6 +5,7 @@ from command_line import add_beginning, beginning, read_command, recipe_parser, 
 from hvq.storage import RunFolder
 from hvq.training import fit_autoencoder
 from hvq.training.processes import make_accelerator
+from hvq.training.sources import build_sources_in_turn
 
 
 def main() -> None:
@@ -14,7 +15,8 @@ def main() -> None:
     command = read_command(parser)
     folder = RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
-    fit_autoencoder(command.config, folder, accelerator=accelerator, **beginning(command.options))
+    sources = build_sources_in_turn(command.config.data, command.config.seed, accelerator)
+    fit_autoencoder(command.config, folder, accelerator=accelerator, sources=sources, **beginning(command.options))
 
 
 if __name__ == "__main__":

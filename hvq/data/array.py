@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from hvq.data.augmentation import Augmentation
 from hvq.data.pictures import READ_ERRORS, convert, decode, fit, to_picture, to_tensor
 from hvq.data.sources import ImageSource, Sources, checked_labels
+from hvq.data.splits import MOST_CLASSES
 from hvq.errors import CheckpointError, DataError
 from hvq.files import read_tensors
 
@@ -72,10 +73,7 @@ class ArrayImages(ImageSource):
     ) -> None:
         super().__init__(size=size, channels=channels, classes=classes, augmentation=augmentation, seed=seed)
         self._array = array
-        try:
-            self._labels = checked_labels(array.labels, len(array), len(classes))
-        except DataError as error:
-            raise DataError(f"{array.path}: {error}") from None
+        self._labels = _labels_of(array, array.labels, len(classes))
 
     def __len__(self) -> int:
         return len(self._array)
@@ -179,7 +177,6 @@ def read_image_array(path: Path) -> ImageArray:
         DataError: where it is missing or damaged, or does not hold what `array_sources` says.
     """
     arrays, classes = _read_safetensors(path) if path.suffix == ".safetensors" else _read_npz(path)
-    labels = arrays.get("labels")
     if "images" in arrays:
         images: Tensor | None = _channels_first(arrays["images"], path)
         encoded, offsets, prefix = np.zeros(0, np.uint8), np.zeros(1, np.int64), b""
@@ -189,10 +186,17 @@ def read_image_array(path: Path) -> ImageArray:
     else:
         found = ", ".join(sorted(arrays)) or "nothing"
         raise DataError(f"{path} must hold `images`, or `jpeg_bytes` and `offsets`; it holds {found}")
-    array = ImageArray(path, images, encoded, offsets, prefix, labels, classes)
+    array = ImageArray(path, images, encoded, offsets, prefix, None, classes)
     if not len(array):
         raise DataError(f"{path} must hold at least one image; it holds none")
-    return array
+    return replace(array, labels=_labels_of(array, arrays.get("labels"), len(classes) or MOST_CLASSES))
+
+
+def _labels_of(array: ImageArray, labels: NDArray[Any] | None, classes: int) -> NDArray[np.int64] | None:
+    try:
+        return checked_labels(labels, len(array), classes)
+    except DataError as error:
+        raise DataError(f"{array.path}: {error}") from None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
@@ -206,14 +210,24 @@ def _read_safetensors(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, .
         classes = None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise DataError(f"`classes` in the metadata of {path} must be a JSON list of names")
-    return {name: tensor.numpy() for name, tensor in tensors.items()}, tuple(classes)
+    return {name: _as_array(name, tensor, path) for name, tensor in tensors.items()}, tuple(classes)
+
+
+def _as_array(name: str, tensor: Tensor, path: Path) -> NDArray[Any]:
+    try:
+        return tensor.numpy()
+    except TypeError:
+        raise DataError(f"`{name}` of {path} must be of a type that NumPy has; received {tensor.dtype}") from None
 
 
 def _read_npz(path: Path) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
     if path.suffix != ".npz":
         raise DataError(f"an array of images must be a file .safetensors or .npz; received {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array without a name, as np.save writes it")
+        with file:
             return {name: file[name] for name in file.files}, ()
     except FileNotFoundError:
         raise DataError(f"no array of images at {path}") from None

@@ -31,6 +31,7 @@ class EncodedOptions(TypedDict, total=False):
         skipped: names of images that are left out because they cannot be read.
         augmentation: random changes to images that are fetched with an epoch; none by default.
         seed: of crops and augmentation.
+        origin: what tells the data as a whole from others, where neither names nor `content` do.
     """
 
     labels: Sequence[int] | Indices | None
@@ -41,6 +42,7 @@ class EncodedOptions(TypedDict, total=False):
     skipped: Sequence[str]
     augmentation: Augmentation | None
     seed: int
+    origin: str
 
 
 class EncodedImages(ImageSource):
@@ -63,6 +65,7 @@ class EncodedImages(ImageSource):
         skipped: Sequence[str] = (),
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        origin: str = "",
     ) -> None:
         super().__init__(
             size=size, channels=channels, classes=classes, skipped=skipped, augmentation=augmentation, seed=seed
@@ -71,13 +74,15 @@ class EncodedImages(ImageSource):
         self._names = names_array(names)
         self._labels = checked_labels(labels, len(names), len(self.classes))
         self._crop = crop
+        self._origin = origin
 
     def __len__(self) -> int:
         return len(self._names)
 
     def settings(self) -> dict[str, Any]:
         """What the pixels of an image depend on besides the image, as plain values."""
-        return {**super().settings(), "crop": self._crop}
+        origin = {"origin": self._origin} if self._origin else {}
+        return {**super().settings(), "crop": self._crop, **origin}
 
     def positions(self, indices: Indices, epochs: Indices) -> NDArray[np.float64]:
         """Random ones where the crop is random and there is an epoch; the center otherwise."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Unpack
@@ -28,6 +31,8 @@ _BUILDERS = ("parquet", "arrow", "imagefolder")
 _WHAT = "hub"
 _ROWS_AT_ONCE = 64
 _MOST_SHARDS, _LEAST_ROWS = 64, 128
+# Where parquet files say what lies where in them, and how large it is.
+_END_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,10 @@ def hub_sources(
         DataError: where `datasets` is not installed, or cannot load it, or a split or column is missing.
     """
     streaming, columns = streaming or Streaming(), columns or HubColumns()
-    loaded = _load(name, configuration, streamed=bool(streaming.enabled))
-    held_out = _held_out_split(loaded, train, validation)
-    parts = [_Split(loaded, split, columns) for split in dict.fromkeys((train, held_out or train))]
+    with _loading(name):
+        loaded = _load(name, configuration, streamed=bool(streaming.enabled))
+        held_out = _held_out_split(loaded, train, validation)
+        parts = [_Split(loaded, split, columns) for split in dict.fromkeys((train, held_out or train))]
     masks = [np.ones(len(part), bool) for part in parts]
     if held_out is None:
         mask = held_out_by_hash(np.arange(len(parts[0])), validation_share, name)
@@ -105,6 +111,7 @@ def hub_sources(
             crop=part,
             augmentation=changes,
             seed=seed,
+            origin=loaded.origin,
         )
 
     return Sources(train=source(0, crop, augmentation), validation=source(1, "center", None))
@@ -120,14 +127,31 @@ class _Loaded:
     Attributes:
         name: of the data set.
         splits: its splits, by name.
-        origin: changes when the data do.
+        origin: changes when the data do, and not with where they lie.
+        read: changes when they are to be counted anew.
         narrow: a split with one of its columns alone, for which no other is read where that is possible.
     """
 
     name: str
     splits: dict[str, Any]
     origin: str
+    read: str
     narrow: Callable[[str, str], Any]
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Names the data set in whatever goes wrong."""
+    try:
+        yield
+    except HVQError:
+        raise
+    except Exception as error:  # Whatever stands between here and another machine.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"data set {name} cannot be loaded ({reason}); data.name must be a data set of the hub, or a path to "
+            "parquet or arrow files or to a saved data set, all of them whole"
+        ) from None
 
 
 def _load(name: str, configuration: str | None, *, streamed: bool) -> _Loaded:
@@ -137,28 +161,42 @@ def _load(name: str, configuration: str | None, *, streamed: bool) -> _Loaded:
         raise DataError(
             'data sets of the hub are read with datasets, which is not installed: pip install "hvq[hub]"'
         ) from None
-    try:
-        if any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json")):
-            return _load_saved(name, streamed=streamed)
-        arguments = _arguments(name, configuration)
-        builder = datasets.load_dataset_builder(**arguments)
-        kind = _allowed_kind(builder, name)
-        splits = dict(datasets.load_dataset(**arguments, streaming=streamed))
-    except HVQError:
-        raise
-    except Exception as error:  # Whatever stands between here and another machine.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"data set {name} cannot be loaded ({reason}); data.name must be a data set of the hub, or a path to "
-            "parquet or arrow files or to a saved data set"
-        ) from None
+    if any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json")):
+        return _load_saved(name, streamed=streamed)
+    arguments = _arguments(name, configuration)
+    builder = datasets.load_dataset_builder(**arguments)
+    kind = _allowed_kind(builder, name, streamed=streamed)
+    splits = dict(datasets.load_dataset(**arguments, streaming=streamed))
 
     def narrow(split: str, column: str) -> Any:
         if kind == "parquet":
             return datasets.load_dataset(**arguments, streaming=True, columns=[column])[split]
         return splits[split].select_columns([column])
 
-    return _Loaded(name, splits, str(builder.cache_dir), narrow)
+    return _Loaded(name, splits, _origin(builder, kind), str(builder.cache_dir), narrow)
+
+
+def _files(builder: Any) -> list[str]:
+    """The files of a data set, of all splits."""
+    return [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+
+
+def _origin(builder: Any, kind: str) -> str:
+    """What tells the data from others: of files on this machine, sizes and ends; of those of the hub, its version."""
+    files = _files(builder)
+    if not files or any("://" in file for file in files):
+        # The first parts say where it was put here.
+        return "/".join(Path(builder.cache_dir).parts[-3:])
+    digest = hashlib.sha256()
+    for file in files:
+        if kind == "imagefolder":
+            digest.update(f"{os.path.getsize(file)} ".encode())
+            continue
+        with open_regular(Path(file)) as content:
+            size = content.seek(0, os.SEEK_END)
+            content.seek(max(0, size - _END_BYTES))
+            digest.update(f"{size} ".encode() + content.read())
+    return digest.hexdigest()
 
 
 def _load_saved(name: str, *, streamed: bool) -> _Loaded:
@@ -170,7 +208,7 @@ def _load_saved(name: str, *, streamed: bool) -> _Loaded:
     if streamed:
         # Any row is had at once; as shards they go the way of others.
         splits = {split: rows.to_iterable_dataset(num_shards=_shards_of(len(rows))) for split, rows in splits.items()}
-    return _Loaded(name, splits, origin, lambda split, column: splits[split].select_columns([column]))
+    return _Loaded(name, splits, origin, origin, lambda split, column: splits[split].select_columns([column]))
 
 
 def _shards_of(rows: int) -> int:
@@ -180,14 +218,16 @@ def _shards_of(rows: int) -> int:
 
 def _arguments(name: str, configuration: str | None) -> dict[str, Any]:
     """For `load_dataset` and `load_dataset_builder`."""
-    files = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
+    # A file or folder may be called like wildcards.
+    wildcards = glob.has_magic(name) and not os.path.exists(name)
+    files = sorted(glob.glob(name)) if wildcards else [name]
     kinds = {Path(file).suffix for file in files}
     if kinds <= {".parquet", ".arrow"} and len(kinds) == 1:
         missing = [file for file in files if not Path(file).is_file()]
         if missing:
             raise DataError(f"no file {missing[0]}; set data.name to parquet or arrow files that exist")
         return {"path": kinds.pop()[1:], "data_files": {"train": [str(Path(file).absolute()) for file in files]}}
-    if glob.has_magic(name):
+    if wildcards:
         raise DataError(
             f"data.name must lead to parquet or arrow files; {name} leads to {', '.join(files[:3]) or 'none'}"
         )
@@ -196,13 +236,18 @@ def _arguments(name: str, configuration: str | None) -> dict[str, Any]:
     return {"path": name, "name": configuration}
 
 
-def _allowed_kind(builder: Any, name: str) -> str:
+def _allowed_kind(builder: Any, name: str, *, streamed: bool) -> str:
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in _BUILDERS:
         way_out = "take `kind: shards`" if kind == "webdataset" else "save it as one of them"
         raise DataError(
             f"data set {name} must consist of parquet or arrow files, or be a folder of images; it is of kind {kind}: "
             f"{way_out}"
+        )
+    if streamed and kind == "imagefolder" and any("://" in file for file in _files(builder)):
+        raise DataError(
+            f"data set {name} is a folder of images on another machine, which cannot be streamed: set "
+            "data.streaming.enabled to null, and it is loaded whole, or save it as parquet"
         )
     return kind
 
@@ -214,6 +259,11 @@ def _held_out_split(loaded: _Loaded, train: str, validation: str | None) -> str 
                 f"data set {loaded.name} has no split {split!r}; set data.train and data.validation to one of "
                 f"{', '.join(loaded.splits)}"
             )
+    if validation == train:
+        raise DataError(
+            f"data.train and data.validation of data set {loaded.name} must be two splits; both are {train!r}: set "
+            "data.validation to null, and a share of it is held out where there is no split for that"
+        )
     if validation is not None:
         return validation
     return next((split for split in VALIDATION_SPLITS if split in loaded.splits and split != train), None)
@@ -248,8 +298,7 @@ class _Split:
         numbers = np.flatnonzero(mask)
         names = [f"{self._split}/{number}" for number in numbers.tolist()]
         what = f"split {self._split} of data set {self._loaded.name}"
-        # The last part is a hash of what the data were made of; the others say where it was put here.
-        reader = HubReader(self._rows, self._image, what, Path(self._loaded.origin).name)
+        reader = HubReader(self._rows, self._image, what)
         if streaming is None:
             return HubImages(reader, numbers, names, **options)
         place = ShardRows.of_counts(self.counts).chosen(mask)
@@ -267,10 +316,10 @@ class _Split:
     def _count(self) -> tuple[list[int], list[str] | None]:
         """Rows of each shard, and all labels, from one pass over the labels, ever."""
         key = repr((self._loaded.name, self._split, self._label))
-        known = recall(_WHAT, key, self._loaded.origin)
+        known = recall(_WHAT, key, self._loaded.read)
         if known is None:
             known = self._counted()
-            keep(_WHAT, key, self._loaded.origin, known)
+            keep(_WHAT, key, self._loaded.read, known)
         return known["counts"].tolist(), None if self._label is None else unpack(known["labels"])
 
     def _counted(self) -> Arrays:
@@ -301,7 +350,12 @@ def _label_column(features: dict[str, Any], wanted: str | None, name: str) -> st
             f"data set {name} has no column {wanted!r}; set data.columns.label to one of {', '.join(features)}"
         )
     declared = [column for column, feature in features.items() if type(feature).__name__ == "ClassLabel"]
-    return wanted if wanted is not None else declared[0] if len(declared) == 1 else None
+    if wanted is None and len(declared) > 1:
+        raise DataError(
+            f"data set {name} has {len(declared)} columns of classes; set data.columns.label to one of "
+            f"{', '.join(declared)}"
+        )
+    return wanted if wanted is not None else declared[0] if declared else None
 
 
 def _undecoded(rows: Any, features: dict[str, Any], column: str) -> Any:
@@ -345,13 +399,11 @@ class HubReader:
         rows_of_split: the split, with the column of images alone, in arrow format.
         column: of images.
         what: the split, for errors.
-        origin: changes when the data do.
     """
 
     rows_of_split: Any
     column: str
     what: str
-    origin: str = ""
 
     def row(self, number: int) -> BinaryIO:
         """One row of a split that is not streamed."""
@@ -377,8 +429,8 @@ class HubReader:
             raise DataError(f"image {where} cannot be read ({' '.join(str(error).split())}); {way_out}") from None
 
     def content(self, shard: int, row: int) -> bytes:
-        """What stands for the whole data set."""
-        return self.origin.encode()
+        """Nothing: what tells the data is in the settings."""
+        return b""
 
     def where(self, shard: int, row: int) -> tuple[str, str]:
         """The row, and the way out."""
@@ -408,10 +460,6 @@ class HubImages(EncodedImages):
     def open_image(self, index: int) -> BinaryIO:
         """The bytes of the row."""
         return self._reader.row(int(self._numbers[index]))
-
-    def content(self, index: int) -> bytes:
-        """What stands for the whole data set."""
-        return self._reader.content(0, int(self._numbers[index]))
 
     def where(self, index: int) -> tuple[str, str]:
         """The row, and the way out."""

@@ -153,9 +153,14 @@ def _image_paths(root: Path) -> Iterator[str]:
     visited = {root.resolve()}
     for folder, subfolders, files in os.walk(root, followlinks=True):
         here = Path(folder)
-        new = [name for name in subfolders if not name.startswith(".") and (here / name).resolve() not in visited]
-        visited.update((here / name).resolve() for name in new)
-        subfolders[:] = new
+        # In an order of their own, which the disk's is not: of names of one folder its own is taken, or the first.
+        candidates = [name for name in subfolders if not name.startswith(".")]
+        subfolders.clear()
+        for name in sorted(candidates, key=lambda name: ((here / name).is_symlink(), name)):
+            place = (here / name).resolve()
+            if place not in visited:
+                visited.add(place)
+                subfolders.append(name)
         inside = here.relative_to(root).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
         for name in files:

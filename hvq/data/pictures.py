@@ -7,6 +7,7 @@ import math
 import os
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -124,6 +125,11 @@ def open_picture(file: BinaryIO) -> Image.Image:
         OSError, ValueError: or others of `READ_ERRORS`, where it is none, or claims more than 89 million pixels.
     """
     picture = Image.open(file, formats=_FORMATS)
+    if picture.format == "TIFF" and picture.mode == "I":
+        # Those of 16 bits without a sign have a mode of their own.
+        raise ValueError(
+            "its pixels are numbers of 32 bits, or with a sign, of unknown range; save it with 8 or 16 bits"
+        )
     if picture.width * picture.height > _MOST_PIXELS:
         raise ValueError(f"it claims {picture.width}x{picture.height} pixels, and {_MOST_PIXELS:,} are the most")
     return picture
@@ -186,7 +192,11 @@ def decode(
     """
     with open_picture(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
         read_reduced(picture, size)
-        ImageOps.exif_transpose(picture, in_place=True)
+        # Apart, for what is wrong with the pixels is to be said.
+        picture.load()
+        # Other viewers leave a picture as it is where they cannot make out how it was held.
+        with suppress(*READ_ERRORS):
+            ImageOps.exif_transpose(picture, in_place=True)
         return to_tensor(fit(convert(picture, channels), size, position))
 
 

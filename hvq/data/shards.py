@@ -23,6 +23,7 @@ from hvq.data.sources import Indices, Sources
 from hvq.data.splits import class_names, class_numbers, common_classes, held_out_by_hash
 from hvq.data.stream import Rows, ShardRows, StreamedImages, Streaming
 from hvq.data.tar import (
+    ATTEMPTS,
     TAR_ERRORS,
     Shard,
     ShardIndex,
@@ -34,8 +35,6 @@ from hvq.data.tar import (
 )
 from hvq.errors import DataError
 
-# Times that a connection which breaks off is taken up again without a sample in between.
-_ATTEMPTS = 3
 _FIX = "mend or remove the sample, or write the shard anew, and start again"
 
 
@@ -167,7 +166,7 @@ class TarReader:
                 return
             except TAR_ERRORS as error:
                 failures += 1
-                if isinstance(error, DataError) or self.table.shards[shard].local or failures == _ATTEMPTS:
+                if isinstance(error, DataError) or self.table.shards[shard].local or failures == ATTEMPTS:
                     with reading(self.table.shards[shard]):
                         raise
                 time.sleep(failures)
@@ -210,6 +209,19 @@ def expand_shards(specification: str) -> tuple[Shard, ...]:
     Raises:
         DataError: where webdataset is not installed, or nothing is there.
     """
+    return tuple(named.shard for named in _expand(specification).values())
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A shard, and whether a person named it, rather than a folder or wildcards that lead to it."""
+
+    shard: Shard
+    explicit: bool
+
+
+def _expand(specification: str) -> dict[str, _Named]:
+    """The shards that a text stands for, by what tells one from another however it is written."""
     try:
         from webdataset.shardlists import expand_urls
     except ImportError:
@@ -218,13 +230,32 @@ def expand_shards(specification: str) -> tuple[Shard, ...]:
         addresses = expand_urls(specification)
     except (AssertionError, ValueError) as error:
         raise DataError(f"{specification!r} does not say where shards are: {error}") from None
-    shards = list(dict.fromkeys(shard for address in addresses for shard in _shards_at(address)))
+    shards: dict[str, _Named] = {}
+    for named in (named for address in addresses for named in _shards_at(address)):
+        place = os.path.realpath(named.shard.address) if named.shard.local else named.shard.address
+        if place not in shards or (named.explicit and not shards[place].explicit):
+            shards[place] = named
     if not shards:
         raise DataError(f"there are no shards at {specification!r}; it must name at least one tar file")
-    return tuple(shards)
+    return shards
 
 
-def _shards_at(address: str) -> list[Shard]:
+def _split_shards(train: str, validation: str) -> tuple[list[Shard], list[Shard]]:
+    """The shards of both splits; a folder or wildcards of training leave those out that are held out."""
+    first, held_out = _expand(train), _expand(validation)
+    for place in first.keys() & held_out.keys():
+        if first[place].explicit:
+            raise DataError(
+                f"shard {first[place].shard.address} cannot be both trained on and held out; leave it out of "
+                "data.train or data.validation"
+            )
+    shards = [named.shard for place, named in first.items() if place not in held_out]
+    if not shards:
+        raise DataError(f"all shards at {train!r} are held out by data.validation, and none is left to train on")
+    return shards, [named.shard for named in held_out.values()]
+
+
+def _shards_at(address: str) -> list[_Named]:
     scheme = urlparse(address).scheme
     if scheme == "file":
         address, scheme = url2pathname(urlparse(address).path), ""
@@ -233,11 +264,13 @@ def _shards_at(address: str) -> list[Shard]:
         raise DataError(f"shards must be paths or URLs; received {address!r}, which would run a program")
     # A letter is a drive.
     if len(scheme) > 1:
-        return [Shard(address, local=False)]
+        return [_Named(Shard(address, local=False), explicit=True)]
     if os.path.isdir(address):
-        return [Shard(path, local=True) for path in sorted(glob.glob(os.path.join(glob.escape(address), "*.tar")))]
-    found = sorted(glob.glob(address)) if glob.has_magic(address) else [address]
-    return [Shard(path, local=True) for path in found]
+        address = os.path.join(glob.escape(address), "*.tar")
+    # A file may be called like wildcards.
+    if os.path.exists(address) or not glob.has_magic(address):
+        return [_Named(Shard(address, local=True), explicit=True)]
+    return [_Named(Shard(path, local=True), explicit=False) for path in sorted(glob.glob(address))]
 
 
 def read_table(shards: Sequence[Shard], label_key: str | None) -> ShardTable:
@@ -287,7 +320,8 @@ def shard_sources(
     (`hvq.data.stream`).
 
     Args:
-        train: the shards, as `expand_shards` takes them.
+        train: the shards, as `expand_shards` takes them; a folder or wildcards may lead to held-out ones, which are
+            left out then.
         validation: held-out shards; None for a share of the samples of `train`, by hash of their names, for which all
             shards are read too where they are read from end to end.
         size: height and width to which images are resized (until they just cover it) and cropped, in pixels.
@@ -300,7 +334,7 @@ def shard_sources(
         seed: of crops and augmentation; the choice of held-out samples does not depend on it.
 
     Raises:
-        DataError: where a shard is missing or damaged, or the splits disagree about the classes.
+        DataError: where a shard is missing or damaged, or named in both splits, or these disagree about the classes.
     """
     tables = _tables(train, validation, label_key, validation_share)
     classes, labels = _classes(tables, (train, validation or train))
@@ -333,9 +367,10 @@ def shard_sources(
 def _tables(
     train: str, validation: str | None, label_key: str | None, validation_share: float
 ) -> tuple[ShardTable, ShardTable]:
-    table = read_table(expand_shards(train), label_key)
     if validation is not None:
-        return table, read_table(expand_shards(validation), label_key)
+        first, second = _split_shards(train, validation)
+        return read_table(first, label_key), read_table(second, label_key)
+    table = read_table(expand_shards(train), label_key)
     held_out = held_out_by_hash(table.text_names(), validation_share, f"{train!r}")
     return table.chosen(~held_out), table.chosen(held_out)
 

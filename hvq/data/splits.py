@@ -59,7 +59,8 @@ def common_classes(train: Sequence[str], validation: Sequence[str], names: tuple
     return tuple(train)
 
 
-_MOST_CLASSES = 2**20
+MOST_CLASSES = 2**20
+"""More than any data set has; numbers beyond are no classes."""
 
 
 def class_names(train: Sequence[str], validation: Sequence[str], names: tuple[str, str]) -> tuple[str, ...]:
@@ -78,10 +79,12 @@ def class_names(train: Sequence[str], validation: Sequence[str], names: tuple[st
     """
     texts = [sorted({text for text in some if text}) for some in (train, validation)]
     if all(text.isascii() and text.isdecimal() for some in texts for text in some):
-        largest = max(int(text) for some in texts for text in some)
-        if largest >= _MOST_CLASSES:
+        # Very long ones are not even taken for numbers.
+        digits = max(len(text.lstrip("0")) for some in texts for text in some)
+        largest = max(int(text) for some in texts for text in some) if digits <= 7 else MOST_CLASSES
+        if largest >= MOST_CLASSES:
             raise DataError(
-                f"{names[0]} must have names as classes, or numbers below {_MOST_CLASSES:,}; one is {largest}"
+                f"{names[0]} must have names as classes, or numbers below {MOST_CLASSES:,}; one has {digits:,} digits"
             )
         return tuple(str(number) for number in range(largest + 1))
     return common_classes(texts[0], texts[1], names)

@@ -12,8 +12,8 @@ stretch ends and the next one begins is read by both. With other numbers the sam
 some stretches are read by two. Bytes are read in sequence, and those of samples that others take are passed over; each
 process decodes what it takes and nothing else.
 
-In order of index (held-out data, extraction of codes), processes take chunks in turn, so that each passes over all
-bytes.
+In order of index, processes take chunks of held-out data in turn, so that each passes over all bytes; of the codes that
+are extracted each writes whole files, whose images lie side by side.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from hvq.data.sources import Batch, Indices
 from hvq.errors import ConfigurationError, DataError
 from hvq.randomness import permutation, uniform
 
-# Each may be a connection, or a process that loads.
+# Each may be a connection, or a process that loads; more only where there are as many lanes.
 _MOST_OPEN = 128
 
 
@@ -160,6 +160,13 @@ class ShardRows:
     def _ends(self) -> Indices:
         return np.cumsum(self.counts)
 
+    @cached_property
+    def last(self) -> Indices:
+        """Last row of each shard in which samples lie, int64 `[shards]`; -1 for others."""
+        rows = np.full(len(self.counts), -1, np.int64)
+        rows[self.counts > 0] = self.rows[self._ends[self.counts > 0] - 1]
+        return rows
+
     def chosen(self, mask: NDArray[np.bool_]) -> ShardRows:
         """Some of the samples, by a mask `[N]`."""
         shards = np.repeat(np.arange(len(self.counts)), self.counts)
@@ -207,8 +214,10 @@ class StreamedImages(EncodedImages):
     @property
     def most_open(self) -> int:
         """Shards that a reader has open at the same time: in each lane, those that lie within a window."""
+        lanes = min(self._streaming.lanes, int(np.count_nonzero(self.place.counts)))
         in_window = math.ceil(self._streaming.window * len(self.place.counts) / max(1, len(self)))
-        return min(_MOST_OPEN, self._streaming.lanes * (in_window + 2))
+        # With fewer than one for each lane, and the next one, each sample would take the place of another's shard.
+        return max(2 * lanes, min(_MOST_OPEN, lanes * (in_window + 2)))
 
     def epoch_order(self, epoch: int, *, seed: int, batch_size: int) -> Indices:
         """The samples in the order of an epoch, int64 `[N]`."""
@@ -294,6 +303,10 @@ class StreamReader:
             found, data = opened.next()
             if data is not None:
                 self._held[unread.pop(found)] = data
+        if opened.row > self._images.place.last[shard]:
+            # Nothing more is wanted of it: neither what follows, nor a connection that stays open.
+            self._open.remove(opened)
+            opened.close()
 
     def _opened(self, shard: int, row: int) -> _OpenShard:
         """A shard that is open at or before `row`, as near as can be; newly, it is opened at the first row that is due.

@@ -5,18 +5,22 @@ Of the members only images, `.cls` and `.json` are ever looked at: what could ho
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import lzma
+import math
 import os
 import re
 import tarfile
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -30,6 +34,9 @@ from hvq.errors import DataError
 TAR_ERRORS = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError)
 """What reading a tar file raises where it is missing, damaged, or cut short."""
 
+ATTEMPTS = 3
+"""Times that a connection which breaks off is taken up again without a sample in between."""
+
 _WHAT = "shard"
 _LABEL = "cls"
 _JSON = "json"
@@ -37,6 +44,10 @@ _MOST_LABEL_BYTES = 2**16
 _MOST_JSON_BYTES = 2**24
 # No picture of as many pixels as are decoded is larger.
 _MOST_IMAGE_BYTES = 2**29
+# `tar` fills its last record with zeros; with the largest blocking factors in use, that is less.
+_MOST_END_BYTES = 2**20
+# Longer than the programs that load try again by themselves, with a server that is not ready.
+_SILENT_SECONDS = 120.0
 # Names that webdataset leaves out.
 _META = re.compile(r"__[^/]*__($|/)")
 
@@ -99,7 +110,7 @@ def index_shard(shard: Shard, label_key: str | None) -> ShardIndex:
     known = recall(_WHAT, shard.address, mark)
     if known is not None:
         return _from_arrays(known, stamp)
-    found = _scan(shard, stamp, label_key)
+    found = _scanned(shard, stamp, label_key)
     if not shard.local or is_settled(int(stamp[1]), started):
         keep(_WHAT, shard.address, mark, _to_arrays(found))
     return found
@@ -111,7 +122,8 @@ def forget_shard(shard: Shard) -> None:
 
 
 def _mark(stamp: NDArray[np.int64], label_key: str | None) -> str:
-    return f"read: {stamp.tolist()} {label_key!r}"
+    # Another text than that of findings from before an end was looked for.
+    return f"read to its end: {stamp.tolist()} {label_key!r}"
 
 
 def _status(shard: Shard) -> os.stat_result:
@@ -139,6 +151,21 @@ def _from_arrays(arrays: Arrays, stamp: NDArray[np.int64]) -> ShardIndex:
 # --- scanning --------------------------------------------------------------------------------------------------------
 
 
+def _scanned(shard: Shard, stamp: NDArray[np.int64], label_key: str | None) -> ShardIndex:
+    """What a scan finds; where a connection breaks off, it begins again."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return _scan(shard, stamp, label_key)
+        except TAR_ERRORS as error:
+            # Errors of values are of samples that are not as they should be.
+            if shard.local or isinstance(error, ValueError):
+                with reading(shard):
+                    raise
+        time.sleep(attempt)
+    with reading(shard):
+        return _scan(shard, stamp, label_key)
+
+
 @dataclass(frozen=True)
 class _Image:
     """The image of a sample, as it was found."""
@@ -155,21 +182,26 @@ def _scan(shard: Shard, stamp: NDArray[np.int64], label_key: str | None) -> Shar
     suffixes = {_LABEL} if label_key is None else {_JSON}
     names, labels, skipped = list[str](), list[str](), list[str]()
     places: list[tuple[int, int]] = []
-    with reading(shard):
-        for sample in group_by_keys(_looked_at(shard, suffixes)):
-            images = [value for value in sample.values() if isinstance(value, _Image)]
-            if len(images) > 1:
-                raise ValueError(
-                    f"sample {sample['__key__']!r} holds {len(images)} images, "
-                    f"{' and '.join(image.name for image in images)}; one is wanted"
-                )
-            for image in images:
-                if not image.readable:
-                    skipped.append(image.name)
-                    continue
-                names.append(image.name)
-                places.append((image.offset, image.size))
-                labels.append(_label(sample, label_key))
+    pieces: dict[str, bool] = {}
+    for sample in group_by_keys(_looked_at(shard, suffixes)):
+        images = [value for value in sample.values() if isinstance(value, _Image)]
+        # The one class or picture would be that of nothing, and the other without.
+        if pieces.setdefault(sample["__key__"], bool(images)) != bool(images):
+            raise ValueError(
+                f"the members of sample {sample['__key__']!r} do not lie side by side; write it with `tar --sort=name`"
+            )
+        if len(images) > 1:
+            raise ValueError(
+                f"sample {sample['__key__']!r} holds {len(images)} images, "
+                f"{' and '.join(image.name for image in images)}; one is wanted"
+            )
+        for image in images:
+            if not image.readable:
+                skipped.append(image.name)
+                continue
+            names.append(image.name)
+            places.append((image.offset, image.size))
+            labels.append(_label(sample, label_key))
     offsets, sizes = np.array(places, np.int64).reshape(-1, 2).T.copy()
     return ShardIndex(tuple(names), offsets, sizes, tuple(labels), tuple(skipped), stamp)
 
@@ -177,16 +209,17 @@ def _scan(shard: Shard, stamp: NDArray[np.int64], label_key: str | None) -> Shar
 def _looked_at(shard: Shard, suffixes: set[str]) -> Iterator[dict[str, Any]]:
     """What `group_by_keys` takes, of images and labels."""
     with open_shard(shard) as stream, opened_tar(stream, random_access=_at_random(shard)) as archive:
-        for member in regular_members(archive):
+        for member in _members(archive):
             name, suffix = plain_name(member.name), _suffix(member.name)
             if f".{suffix}" in SUFFIXES:
                 yield {"fname": name, "data": _look(archive, member, _at_random(shard)), "__url__": shard.address}
-            elif suffix in suffixes:
+            elif suffix in suffixes and _is_plain(member):
                 yield {"fname": name, "data": _small(archive, member), "__url__": shard.address}
 
 
 def _look(archive: tarfile.TarFile, member: tarfile.TarInfo, seekable: bool) -> _Image:
-    readable = member.size <= _MOST_IMAGE_BYTES
+    # A link holds no picture of its own.
+    readable = _is_plain(member) and member.size <= _MOST_IMAGE_BYTES
     if readable:
         file = extracted(archive, member)
         readable = is_readable(file if seekable else io.BytesIO(file.read()))
@@ -206,9 +239,11 @@ def _label(sample: dict[str, Any], label_key: str | None) -> str:
         return ""
     try:
         text = data.decode("utf-8")
-        value = text.strip() if label_key is None else json.loads(text).get(label_key, "")
+        value = text.strip() if label_key is None else json.loads(text).get(label_key)
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the class of sample {sample['__key__']!r} cannot be read ({error})") from None
+    if value is None:
+        return ""
     if isinstance(value, bool) or not isinstance(value, int | str) or "\0" in str(value):
         raise ValueError(f"the class of sample {sample['__key__']!r} must be a number or a name; it is {value!r}")
     return "" if str(value) == "-1" else str(value)
@@ -245,7 +280,8 @@ def open_shard(shard: Shard) -> Iterator[BinaryIO]:
 
     stream = gopen(shard.address)
     try:
-        yield stream
+        with _impatient(stream) as watched:
+            yield watched
     finally:
         # A program that loads would wait for a server that has stopped to send, and we for it.
         if process := getattr(stream, "proc", None):
@@ -254,8 +290,54 @@ def open_shard(shard: Shard) -> Iterator[BinaryIO]:
             stream.close()
 
 
+class _Watched:
+    """The bytes that a program loads, and since when they are waited for."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._waits_since = math.inf
+        self.silent = False
+
+    def read(self, size: int) -> bytes:
+        self._waits_since = time.monotonic()
+        data = b""
+        try:
+            data = self._stream.read(size)
+        except OSError:
+            if not self.silent:
+                raise
+        finally:
+            self._waits_since = math.inf
+        if self.silent:
+            raise OSError(f"nothing has come for {_SILENT_SECONDS:g} seconds")
+        return data
+
+    def watch(self, process: Popen[bytes], closed: threading.Event) -> None:
+        """End the program where it is waited for too long."""
+        while not closed.wait(_SILENT_SECONDS / 10):
+            if time.monotonic() - self._waits_since > _SILENT_SECONDS:
+                self.silent = True
+                process.kill()
+                return
+
+
+@contextmanager
+def _impatient(stream: BinaryIO) -> Iterator[BinaryIO]:
+    """A stream whose other end may fall silent; it is not waited for forever, as its program would."""
+    process = getattr(stream, "proc", None)
+    if process is None:
+        yield stream
+        return
+    watched, closed = _Watched(stream), threading.Event()
+    threading.Thread(target=watched.watch, args=(process, closed), daemon=True).start()
+    try:
+        yield cast(BinaryIO, watched)
+    finally:
+        closed.set()
+
+
 class _StrictMember(tarfile.TarInfo):
-    """`tarfile` takes a damaged header, or none at all, for the end of the archive; here they are what they are."""
+    """`tarfile` takes a damaged header, a zeroed one, or none at all, for the end; here they are what they are."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _StrictMember:
@@ -263,6 +345,7 @@ class _StrictMember(tarfile.TarInfo):
         try:
             return super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            _require_end(tarfile_)
             raise
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
             if begins:
@@ -272,6 +355,25 @@ class _StrictMember(tarfile.TarInfo):
             raise tarfile.ReadError(f"damaged at byte {tarfile_.offset}: {error}") from None
 
 
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Read on behind a block of zeros: only where nothing but the rest of a record follows does the archive end there.
+
+    Otherwise a header was zeroed, a download into space that was set aside is not done, or archives were joined by
+    `cat`, and what follows would be lost without a word.
+    """
+    assert archive.fileobj is not None
+    ended, length = archive.offset, 0
+    while block := archive.fileobj.read(tarfile.RECORDSIZE):
+        length += len(block)
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(
+                f"zeros at byte {ended} stand where its end would be, and more follows: it is damaged, or made of "
+                "several, which `tar --concatenate` joins"
+            )
+        if length > _MOST_END_BYTES:
+            raise tarfile.ReadError(f"from byte {ended} on it is empty: it is damaged, or not yet loaded to its end")
+
+
 @contextmanager
 def opened_tar(stream: BinaryIO, *, random_access: bool) -> Iterator[tarfile.TarFile]:
     """A tar file, compressed or not; one of random access is not read but for what is asked of it.
@@ -279,14 +381,42 @@ def opened_tar(stream: BinaryIO, *, random_access: bool) -> Iterator[tarfile.Tar
     Raises:
         tarfile.TarError: where it is damaged or cut short, there and while it is read.
     """
-    with tarfile.open(fileobj=stream, mode="r:" if random_access else "r|*", tarinfo=_StrictMember) as archive:
+    if random_access:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictMember) as archive:
+            yield archive
+        return
+    begun = _Begun(stream.read(2), stream)
+    # Of those that `tarfile` reads by itself it takes the first part for the whole.
+    plain = gzip.GzipFile(fileobj=cast(BinaryIO, begun)) if begun.head == b"\x1f\x8b" else cast(Any, begun)
+    with tarfile.open(fileobj=plain, mode="r|*", tarinfo=_StrictMember) as archive:
         yield archive
+
+
+class _Begun:
+    """A stream of which the first bytes have been read."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        self.head = head
+        self._again = head
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        again, self._again = self._again[:size], self._again[size:]
+        return again + self._stream.read(size - len(again))
 
 
 def regular_members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Plain files of an archive, without the names that webdataset leaves out."""
+    return filter(_is_plain, _members(archive))
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in archive:
-        if member.isreg() and not member.issparse() and not _META.match(member.name):
+        if not member.isdir() and not _META.match(member.name):
             yield member
         # Otherwise all of them are kept.
         archive.members = []  # type: ignore[attr-defined]

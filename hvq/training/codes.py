@@ -21,7 +21,6 @@ from hvq.data import (
     CodesDescription,
     ImageSource,
     Sources,
-    build_sources,
     ordered_batches,
 )
 from hvq.data.code_files import Counts, empty_counts
@@ -30,6 +29,7 @@ from hvq.distributed import Reduction, current_reduction
 from hvq.storage import RunFolder, encoder_hash, load_autoencoder, require_channels
 from hvq.training.log import progress_bar
 from hvq.training.processes import make_accelerator
+from hvq.training.sources import build_sources_in_turn
 from hvq.training.stage import told_by_the_first
 
 SPLITS = ("train", "validation")
@@ -67,7 +67,7 @@ def extract_codes(
     model, about = load_autoencoder(run.autoencoder)
     model.require_codes("extraction")
     model.to(accelerator.device)
-    sources = sources or build_sources(config.data, config.seed)
+    sources = sources or build_sources_in_turn(config.data, config.seed, accelerator)
     require_channels(about.autoencoder.channels, sources.train.channels)
     reduction = current_reduction()
     splits = [

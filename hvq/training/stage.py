@@ -10,6 +10,7 @@ from hvq.config import OptimizationConfig, RunConfig
 from hvq.data import ImageSource, TrainingStream
 from hvq.data.sources import BatchSource
 from hvq.distributed import Reduction
+from hvq.errors import DataError
 from hvq.storage import RunFolder
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.log import TrainingLog
@@ -73,6 +74,28 @@ def stream_of(
 
 
 def told_by_the_first(source: ImageSource, reduction: Reduction, device: torch.device, *, contents: bool) -> str:
-    """`ImageSource.fingerprint`, which the first process alone computes, in hexadecimal digits."""
-    found = bytes.fromhex(source.fingerprint(contents=contents)) if reduction.rank == 0 else bytes(32)
+    """`ImageSource.fingerprint`, in hexadecimal digits; of what images hold, the first process alone takes a look.
+
+    Raises:
+        DataError: in every process, where they do not all list the same images.
+    """
+    listed = source.fingerprint(contents=False)
+    _require_same(listed, len(source), reduction, device)
+    if not contents:
+        return listed
+    found = bytes.fromhex(source.fingerprint()) if reduction.rank == 0 else bytes(32)
     return bytes(reduction.first(torch.tensor(list(found), device=device)).tolist()).hex()
+
+
+def _require_same(listed: str, images: int, reduction: Reduction, device: torch.device) -> None:
+    """Each process lists the images by itself, and would read others under the same numbers without a word."""
+    found = torch.zeros(reduction.size, 33, dtype=torch.int64, device=device)
+    found[reduction.rank] = torch.tensor([images, *bytes.fromhex(listed)])
+    everywhere = reduction.sum(found).tolist()
+    others = [rank for rank, one in enumerate(everywhere) if one != everywhere[0]]
+    if others:
+        numbers = ", ".join(f"{everywhere[rank][0]} in process {rank}" for rank in others)
+        raise DataError(
+            f"all processes of a run must find the same images; of {everywhere[0][0]} in the first process, those are "
+            f"others: {numbers}; have all of them read the same files, with the same settings of data, and start again"
+        )

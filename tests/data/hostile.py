@@ -93,6 +93,8 @@ UNREADABLE: dict[str, Callable[[], bytes]] = {
     "claiming.ppm": _claiming_ppm,
     "zipped.png": _zipped_text,
     "float.tiff": lambda: saved(Image.new("F", (3, 5)), "TIFF"),
+    "wide.tiff": lambda: saved(Image.fromarray(np.full((5, 3), 70_001, np.int32)), "TIFF"),
+    "signed.tiff": lambda: saved(Image.fromarray(np.full((5, 3), -7, np.int32)), "TIFF"),
     # Pillow would start another program to see it.
     "postscript.png": lambda: saved(picture(0), "EPS"),
 }
@@ -108,6 +110,12 @@ def _turned() -> bytes:
     # The first row of what is stored is the right side of what is seen.
     exif[0x0112] = 6
     return saved(image, "PNG", exif=exif)
+
+
+def _damaged_exif() -> bytes:
+    """Turned to the left, and with text where a number should be, which Pillow reads and cannot write again."""
+    entries = struct.pack(">HHI4s", 0x00FF, 2, 2, b"a") + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4)
 
 
 def _see_through() -> bytes:
@@ -136,6 +144,9 @@ READABLE: dict[str, tuple[Callable[[], bytes], tuple[int, int, int]]] = {
     "animated.gif": (lambda: _animated("GIF"), (40, 40, 40)),
     "animated.png": (lambda: _animated("PNG"), (40, 40, 40)),
     "animated.webp": (lambda: _animated("WEBP"), (40, 40, 40)),
+    # What their cameras say is damaged, in part or all of it.
+    "remark.jpg": (lambda: saved(_plain(77), "JPEG", quality=100, exif=_damaged_exif()), (77, 77, 77)),
+    "remark.png": (lambda: saved(_plain(77), "PNG", exif=b"this is none"), (77, 77, 77)),
     "upper.JPG": (lambda: saved(_plain(77), "JPEG", quality=100), (77, 77, 77)),
     "png-inside.jpg": (lambda: saved(_plain(77), "PNG"), (77, 77, 77)),
 }

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 
 from hvq.data import Augmentation, ImageSource, array_sources
 from hvq.errors import DataError
@@ -190,3 +191,31 @@ def test_another_picture_gives_another_fingerprint(tmp_path: Path, form: str) ->
     arrays[name] = arrays[name].copy()
     arrays[name].reshape(-1)[-40] ^= 1
     assert source_of(write(tmp_path / "a.safetensors", arrays)).fingerprint() != first
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (np.zeros(0, np.int64), r"labels must be 7 integers, one per image; received int64 \[0\]"),
+        (np.array(["cat"] * ROWS), r"labels must be 7 integers, one per image; received <U3 \[7\]"),
+        (np.full(ROWS, np.nan), r"labels must be 7 integers, one per image; received float64 \[7\]"),
+        (np.full(ROWS, np.iinfo(np.int64).max), r"labels of 1048576 classes .* received 9223372036854775807"),
+        (np.full(ROWS, np.iinfo(np.uint64).max), r"labels of 1048576 classes .* received 18446744073709551615"),
+        (np.array(1), r"labels must be 7 integers, one per image; received int64 \[\]"),
+    ],
+)
+def test_labels_that_are_none_are_one_sentence(tmp_path: Path, labels: NDArray[Any], sentence: str) -> None:
+    path = write(tmp_path / "a.npz", {"images": images(), "labels": labels})
+    with pytest.raises(DataError, match=rf"^{path}: {sentence}"):
+        source_of(path)
+
+
+def test_files_that_numpy_reads_as_something_else(tmp_path: Path) -> None:
+    tensors = {"images": torch.from_numpy(images()), "labels": torch.zeros(ROWS, dtype=torch.bfloat16)}
+    save_tensors(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(DataError, match=r"`labels` of .*a.safetensors must be .* NumPy has; received torch.bfloat16"):
+        source_of(tmp_path / "a.safetensors")
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.save(file, images())
+    with pytest.raises(DataError, match=r"a\.npz is damaged or is not an npz file of plain arrays: .* a single array"):
+        source_of(tmp_path / "a.npz")

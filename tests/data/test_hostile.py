@@ -173,6 +173,15 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         lambda data: data[: 2 * MEMBER] + b"\xff" * BLOCK + data[2 * MEMBER + BLOCK :],
         f"damaged at byte {2 * MEMBER}",
     ),
+    "a header of zeros": (
+        lambda data: data[: 2 * MEMBER] + bytes(BLOCK) + data[2 * MEMBER + BLOCK :],
+        f"zeros at byte {2 * MEMBER} stand where its end would be, and more follows",
+    ),
+    "two joined": (lambda data: data + data, "and more follows: .* `tar --concatenate`"),
+    "space set aside": (
+        lambda data: data[: 2 * MEMBER] + bytes(2**21),
+        f"from byte {2 * MEMBER} on it is empty: it is damaged, or not yet loaded",
+    ),
 }
 
 
@@ -187,6 +196,14 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path: Path, damage: str, name: s
     with pytest.raises(DataError, match=rf"shard .*{name} cannot be read \(.*({reason})") as raised:
         shard_sources(str(tmp_path / name), size=SIZE)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("zeros", [BLOCK, 2 * BLOCK, 2**20 - BLOCK])
+def test_an_archive_may_end_in_a_record_of_any_size(tmp_path: Path, zeros: int) -> None:
+    sound = write_tar(tmp_path / "a.tar", [(f"{index}.png", encoded(0)) for index in range(5)])
+    sound.write_bytes(sound.read_bytes()[: 5 * MEMBER] + bytes(zeros))
+    sources = shard_sources(str(sound), size=SIZE)
+    assert len(sources.train) + len(sources.validation) == 5
 
 
 @pytest.mark.usefixtures("hub_cache")

@@ -150,6 +150,73 @@ def test_a_stream_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(counted) == 2
 
 
+@pytest.mark.parametrize("form", ["files", "folder", "saved"])
+@pytest.mark.parametrize("streaming", [None, STREAMED])
+def test_other_images_under_the_same_numbers_are_told(tmp_path: Path, form: str, streaming: Streaming | None) -> None:
+    def made(root: str, images: int) -> str:
+        """Seven rows each, from seeds of their own."""
+        folder = tmp_path / root
+        if form == "saved":
+            data = rows(7).select([(row + images) % 7 for row in range(7)])
+            return saved(folder, data)
+        folder.mkdir()
+        files = [{"bytes": encoded(images + row), "path": None} for row in range(7)]
+        features = datasets.Features({"image": datasets.Image()})
+        datasets.Dataset.from_dict({"image": files}, features=features).to_parquet(folder / "train-0.parquet")
+        return str(folder / "train-*.parquet" if form == "files" else folder)
+
+    def told(name: str) -> list[str]:
+        source = hub_sources(name, size=SIZE, streaming=streaming).train
+        return [source.fingerprint(contents=contents) for contents in (True, False)]
+
+    first, other = made("a", 0), made("b", 3)
+    assert told(first) == told(first)
+    assert not set(told(first)) & set(told(other))
+    if form != "saved":
+        # Wherever they lie.
+        (tmp_path / "a").rename(tmp_path / "c")
+        before = told(other)
+        (tmp_path / "b").rename(tmp_path / "a")
+        assert told(first) == before
+
+
+def test_one_split_is_not_trained_on_and_held_out(tmp_path: Path) -> None:
+    name = saved(tmp_path, datasets.DatasetDict({"train": rows(5), "test": rows(3)}))
+    with pytest.raises(DataError, match=r"must be two splits; both are 'train': set data.validation to null"):
+        hub_sources(name, size=SIZE, validation="train")
+    with pytest.raises(DataError, match=r"must be two splits; both are 'test'"):
+        hub_sources(name, size=SIZE, train="test", validation="test")
+
+
+def test_several_columns_of_classes_are_asked_about(tmp_path: Path) -> None:
+    kinds = {name: datasets.ClassLabel(names=["a", "b"]) for name in ("coarse", "fine")}
+    images = [{"bytes": encoded(index), "path": None} for index in range(3)]
+    data = datasets.Dataset.from_dict(
+        {"image": images, "coarse": [0, 0, 1], "fine": [1, 0, 1]},
+        features=datasets.Features({"image": datasets.Image(), **kinds}),
+    )
+    name = saved(tmp_path, data)
+    with pytest.raises(DataError, match=r"has 2 columns of classes; set data.columns.label to one of coarse, fine"):
+        hub_sources(name, size=SIZE)
+    assert hub_sources(name, size=SIZE, columns=HubColumns(label="fine")).train.classes == ("a", "b")
+
+
+def test_a_folder_of_images_elsewhere_is_not_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_folder(tmp_path / "images", 7)
+    original = datasets.load_dataset_builder
+
+    def elsewhere(*arguments: Any, **options: Any) -> Any:
+        builder = original(*arguments, **options)
+        builder.config.data_files = {"train": [f"hf://datasets/a/b/{path.name}" for path in folder.rglob("*.png")]}
+        return builder
+
+    assert len(hub_sources(str(folder), size=SIZE, streaming=STREAMED).train) > 0
+    monkeypatch.setattr(datasets, "load_dataset_builder", elsewhere)
+    with pytest.raises(DataError, match=r"images is a folder of images on another machine.*streaming.enabled to null"):
+        hub_sources(str(folder), size=SIZE, streaming=STREAMED)
+    assert len(hub_sources(str(folder), size=SIZE).train) > 0
+
+
 def test_other_files_are_refused_with_what_to_do(tmp_path: Path) -> None:
     write_tar(tmp_path / "tars" / "a.tar", [("0.png", encoded(0)), ("1.png", encoded(1))])
     with pytest.raises(DataError, match=r"is of kind webdataset: take `kind: shards`"):
@@ -180,12 +247,15 @@ def test_what_is_not_there_is_named(name: str, sentence: str) -> None:
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    path = Path(save_parquet(save_folder(tmp_path / "images", 7), "a.parquet"))
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    for streaming in (None, STREAMED):
-        with pytest.raises(DataError, match=r"a\.parquet cannot be loaded"):
-            hub_sources(str(path), size=SIZE, streaming=streaming)
+    name = save_parquet(save_folder(tmp_path / "images", 17), "a-{}.parquet", shards=3)
+    # The last first: it is not looked into before those that are sound have been.
+    for path in sorted((tmp_path / "images").glob("*.parquet"), reverse=True):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        for streaming in (None, STREAMED):
+            with pytest.raises(DataError, match=r"a-\*\.parquet cannot be loaded .*all of them whole") as raised:
+                hub_sources(name, size=SIZE, streaming=streaming)
+            assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

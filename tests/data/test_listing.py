@@ -120,3 +120,12 @@ def test_many_that_list_at_the_same_time_leave_one_whole_file(root: Path, cache:
         found = list(pool.map(lambda _: list_images(root).readable, range(12)))
     assert set(found) == {list_images(root).readable}
     assert [path.suffix for path in (cache / "data").iterdir()] == [".safetensors"]
+
+
+def test_two_names_of_one_folder_are_one(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        _save(tmp_path / "images" / name / "0.png", encoded(0))
+    (tmp_path / "images" / "kitten").symlink_to("cat")
+    (tmp_path / "images" / "all").symlink_to("dog")
+    (tmp_path / "images" / "dog" / "loop").symlink_to(tmp_path / "images")
+    assert list_images(tmp_path / "images").readable == ("cat/0.png", "dog/0.png")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import gzip
+import io
 import json
 import os
 import shutil
+import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -49,6 +52,34 @@ def test_ranges_wildcards_folders_and_lists_are_expanded(tmp_path: Path, monkeyp
     assert not any(shard.local for shard in expand_shards("https://host/a-{7..8}.tar"))
     monkeypatch.setenv("WDS_WHERE", str(tmp_path))
     assert addresses("${WHERE}/a-01.tar") == expected[1:2]
+
+
+def test_held_out_shards_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, name in enumerate(("a", "b", "val")):
+        write_tar(tmp_path / "shards" / f"{name}.tar", sample(name, number))
+    monkeypatch.chdir(tmp_path)
+    held_out = f"{tmp_path}/shards/val.tar"
+    for train in ("shards", "shards/*.tar", "./shards/../shards/*", "shards/[a-z]*.tar"):
+        sources = shard_sources(train, held_out, size=SIZE)
+        assert (names_of(sources.train), names_of(sources.validation)) == (["a.png", "b.png"], ["val.png"])
+    (tmp_path / "link.tar").symlink_to("shards/val.tar")
+    for train in ("shards/{a,val}.tar", "shards/*.tar::./shards/val.tar", "shards/a.tar::link.tar"):
+        with pytest.raises(DataError, match=r"(val|link)\.tar cannot be both trained on and held out; leave it out"):
+            shard_sources(train, held_out, size=SIZE)
+    with pytest.raises(DataError, match=r"http://host/a.tar cannot be both"):
+        shard_sources("http://host/{a,b}.tar", "http://host/a.tar")
+    with pytest.raises(DataError, match="all shards at 'shards' are held out"):
+        shard_sources("shards", "shards/*.tar", size=SIZE)
+
+
+def test_one_shard_under_two_names_is_one(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [])
+    assert addresses(f"{path}::{tmp_path}/./a.tar::{tmp_path}") == [str(path)]
+
+
+def test_a_file_may_be_called_like_wildcards(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a[1].tar", [])
+    assert addresses(str(path)) == [str(path)]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +140,7 @@ def test_classes_are_numbers_or_names(tmp_path: Path) -> None:
 
 
 def test_classes_under_a_key_of_json(tmp_path: Path) -> None:
-    contents = [{"kind": "dog", "label": 5}, {"kind": "cat"}, {"text": "x"}, {"kind": "dog"}]
+    contents = [{"kind": "dog", "label": 5}, {"kind": "cat"}, {"text": "x", "kind": None}, {"kind": "dog"}]
     members = [
         part
         for index, value in enumerate(contents)
@@ -152,10 +183,15 @@ def test_held_out_shards_have_classes_of_training(tmp_path: Path) -> None:
         ([("0.png", encoded(0)), ("0.png", encoded(1))], "duplicate"),
         (sample("0", 0, "a" * 70_000), r"0\.cls holds 70,000 bytes"),
         ([("0.png", encoded(0)), ("0.cls", b"\xff\xfe")], "class of sample '0' cannot be read"),
-        ([*sample("0", 0, "9" * 9), *sample("1", 1)], "numbers below 1,048,576; one is 999999999"),
+        ([*sample("0", 0, "9" * 9), *sample("1", 1)], "numbers below 1,048,576; one has 9 digits"),
         ([("0.txt", b"a"), ("1.txt", b"b")], "must hold images; found none"),
         ([("0.png", b"x"), ("1.png", b"y")], "must hold images; found none, and 2 that cannot be read"),
         (sample("0", 0), "holds a single image"),
+        (
+            [("0.png", encoded(0)), ("1.png", encoded(1)), ("0.cls", b"1"), ("1.cls", b"0")],
+            r"members of sample '0' do not lie side by side; write it with `tar --sort=name`",
+        ),
+        ([*sample("0", 0, "9" * 5_000), *sample("1", 1)], r"numbers below 1,048,576; one has 5,000 digits"),
     ],
 )
 def test_samples_that_are_not_as_they_should_be(tmp_path: Path, members: Any, sentence: str) -> None:
@@ -204,8 +240,6 @@ def test_order_is_that_of_names_however_samples_are_spread(root: Path) -> None:
 def test_compressed_shards_are_read_in_sequence(root: Path) -> None:
     plain = shard_sources(save_shards(root, 2), size=SIZE, streaming=Streaming(enabled=True)).train
     for path in sorted(root.glob("*.tar")):
-        import gzip
-
         path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
     compressed = shard_sources(f"{root}/shard-*.tar.gz", size=SIZE).train
     assert isinstance(compressed, StreamedImages)
@@ -215,10 +249,42 @@ def test_compressed_shards_are_read_in_sequence(root: Path) -> None:
         shard_sources(f"{root}/shard-*.tar.gz", size=SIZE, streaming=Streaming(enabled=False))
 
 
+def test_a_compressed_shard_may_be_of_several_parts(tmp_path: Path) -> None:
+    """As bgzip and pigz write them."""
+    plain = write_tar(tmp_path / "a.tar", [part for index in range(5) for part in sample(str(index), index, "1")])
+    content = plain.read_bytes()
+    parts = [gzip.compress(content[start : start + 997]) for start in range(0, len(content), 997)]
+    (tmp_path / "a.tar.gz").write_bytes(b"".join(parts))
+    expected, found = (shard_sources(str(tmp_path / name), size=SIZE).train for name in ("a.tar", "a.tar.gz"))
+    assert names_of(found) == names_of(expected)
+    assert same(found.fetch(np.arange(4)), expected.fetch(np.arange(4)))
+    (tmp_path / "a.tar.gz").write_bytes(b"".join(parts)[:-11])
+    with pytest.raises(DataError, match=r"a\.tar\.gz cannot be read \(Compressed file ended before"):
+        shard_sources(str(tmp_path / "a.tar.gz"), size=SIZE)
+
+
+def test_links_are_named_among_those_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive:
+        for index in range(3):
+            member = tarfile.TarInfo(f"{index}.png")
+            member.size = len(encoded(index))
+            archive.addfile(member, io.BytesIO(encoded(index)))
+        for kind, name in ((tarfile.LNKTYPE, "3.png"), (tarfile.SYMTYPE, "4.png"), (tarfile.DIRTYPE, "5.png")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "0.png"
+            archive.addfile(member)
+    sources = shard_sources(str(path), size=SIZE)
+    assert sources.train.skipped == (f"{path}: 3.png", f"{path}: 4.png")
+    streamed = shard_sources(str(path), size=SIZE, streaming=Streaming(enabled=True))
+    assert len(streamed.train.fetch(np.arange(2))) == 2
+
+
 class _Handler(SimpleHTTPRequestHandler):
-    """Files of a folder; the first `broken` answers for a shard end in the middle."""
+    """Files of a folder; the first `broken` answers for a shard end in the middle, and as many fall silent."""
 
     broken = 0
+    silent = 0
     asked: list[str]
 
     def log_message(self, *_: Any) -> None:
@@ -230,6 +296,13 @@ class _Handler(SimpleHTTPRequestHandler):
         if type(self).broken > 0:
             type(self).broken -= 1
             content = content[: len(content) // 2]
+        if type(self).silent > 0:
+            type(self).silent -= 1
+            outputfile.write(content[: len(content) // 2])
+            outputfile.flush()
+            # Until the other end has gone.
+            self.connection.recv(1)
+            return
         outputfile.write(content)
 
 
@@ -273,7 +346,10 @@ def test_a_connection_that_breaks_off_is_taken_up_again(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     save_shards(root, 1)
     address, handler = server
+    # While it is looked through.
+    handler.broken = 2
     source = shard_sources(f"{address}/shard-0.tar", size=SIZE).train
+    assert handler.asked == ["shard-0.tar"] * 3
     expected = source.fetch(np.arange(len(source)))
     handler.broken = 2
     handler.asked.clear()
@@ -281,6 +357,24 @@ def test_a_connection_that_breaks_off_is_taken_up_again(
     assert handler.asked == ["shard-0.tar"] * 3
     handler.broken = 9
     with pytest.raises(DataError, match=r"shard http://.*shard-0\.tar cannot be read"):
+        source.fetch(np.arange(len(source)))
+
+
+@needs_curl
+def test_a_server_that_falls_silent_is_asked_again(
+    root: Path, server: tuple[str, type[_Handler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tar, "_SILENT_SECONDS", 0.5)
+    save_shards(root, 1)
+    address, handler = server
+    source = shard_sources(f"{address}/shard-0.tar", size=SIZE).train
+    expected = source.fetch(np.arange(len(source)))
+    handler.asked.clear()
+    handler.silent = 1
+    assert same(source.fetch(np.arange(len(source))), expected)
+    assert handler.asked == ["shard-0.tar"] * 2
+    handler.silent = 3
+    with pytest.raises(DataError, match=r"shard-0\.tar cannot be read \(nothing has come for 0.5 seconds\)"):
         source.fetch(np.arange(len(source)))
 
 

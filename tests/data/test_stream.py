@@ -228,6 +228,32 @@ def test_few_shards_are_open_at_a_time_and_all_are_closed() -> None:
     assert shelf.closed == len(shelf.opened) == 40
 
 
+def test_many_lanes_on_one_reader_open_each_shard_once() -> None:
+    shelf = Shelf([3] * 173)
+    # As many stretches as shards: a shard each.
+    source = streamed(shelf, lanes=173, shuffle_buffer=173)
+    for _ in islice(TrainingStream(source, batch_size=173, seed=3), 3):
+        pass
+    assert sum(shelf.read.values()) == 3 * 173
+    assert len(shelf.opened) == 173
+
+
+def test_a_shard_is_closed_behind_its_last_sample() -> None:
+    shelf = Shelf([5, 7, 3])
+    # The last two of each are held out, as a mask may have it.
+    mask = np.array([True] * 3 + [False] * 2 + [True] * 5 + [False] * 2 + [True] + [False] * 2)
+    place = ShardRows.of_counts(shelf.counts).chosen(mask)
+    source = StreamedImages(shelf, place, [str(i) for i in range(9)], streaming=Streaming(), size=(5, 7))
+    reader = source.sequential_reader()
+    reader.expect(np.arange(9))
+    left_open = []
+    for index in range(9):
+        reader.fetch(np.array([index]))
+        left_open.append(len(shelf.opened) - shelf.closed)
+    assert left_open == [1, 1, 0, 1, 1, 1, 1, 0, 0]
+    assert sorted(shelf.read) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (2, 0)]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_some_rows_of_a_stream_in_order(workers: int) -> None:
     source = streamed(Shelf(COUNTS))
