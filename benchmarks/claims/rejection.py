@@ -34,7 +34,13 @@ from hierarchies import Sizes, digit_autoencoder, digit_priors, drawn, hierarchy
 from torch import Tensor
 from training import CHUNK, Images, codes_of, digits
 
-from hvq.evaluation import SmallClassifier, classification_accuracy, fit_classifier, predict_classes
+from hvq.evaluation import (
+    ManifoldPrecisionRecall,
+    SmallClassifier,
+    classification_accuracy,
+    fit_classifier,
+    predict_classes,
+)
 from hvq.evaluation.rejection import own_class_probabilities, surest
 from hvq.storage import Hierarchy
 
@@ -111,8 +117,7 @@ def kept_rows(sure: Tensor, labels: Tensor, part: int, wanted: int) -> Tensor:
 def features_of(classifier: SmallClassifier, images: Tensor) -> Tensor:
     """float64 `[n, F]`, what the last layer of a classifier sees."""
     classifier.eval()
-    parts = [classifier.features(part.float() / 127.5 - 1) for part in images.split(CHUNK)]
-    return torch.cat(parts).double()
+    return torch.cat([classifier.embed(part) for part in images.split(CHUNK)]).double()
 
 
 def spread_of(features: Tensor, labels: Tensor) -> float:
@@ -127,8 +132,6 @@ def spread_of(features: Tensor, labels: Tensor) -> float:
 
 def measure_set(samples: Tensor, labels: Tensor, images: Images, judges: Judges, plan: Plan) -> dict[str, float]:
     """Everything of one set of samples."""
-    from hvq.evaluation.precision_recall import ManifoldPrecisionRecall
-
     features = features_of(judges.observer, samples)
     metric = ManifoldPrecisionRecall(features=features.shape[1])
     metric.update(features_of(judges.observer, images.held_out), real=True)

@@ -27,7 +27,7 @@ TINY: dict[str, dict[str, Any]] = {
     "posterior_collapse": {"steps": 2, "width": 8, "layers": 1, "codebook_size": 7},
     "vae": {"images": 67, "held_out": 13, "steps": 2, "batch_size": 17, "width": 8, "prior_steps": 2, "prior_width": 8},
     "codebook_learning": {"steps": 2, "width": 8, "codebook_size": 7, "seeds": (0, 1)},
-    "levels": {"images": 67, "held_out": 13, "steps": 2, "batch_size": 17, "width": 8, "codebook_sizes": (4, 16)},
+    "levels": {"images": 67, "held_out": 13, "steps": 2, "batch_size": 17, "width": 8, "codebook_sizes": (4,)},
     "priors": {**TINY_HIERARCHY, "classifier_steps": 2, "seeds": (0,)},
     "rejection": {**TINY_HIERARCHY, "classifier_steps": 2, "wanted": 4, "draws": (0, 1)},
 }
@@ -45,8 +45,6 @@ def data(tmp_path: Path) -> Path:
 def test_a_claim_ends_in_a_verdict_and_goes_on_where_it_stopped(
     claim: str, load_claim: Load, monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
 ) -> None:
-    if claim == "rejection":
-        pytest.importorskip("hvq.evaluation.precision_recall")
     script = load_claim(claim)
     monkeypatch.setattr(script, "QUICK", replace(script.QUICK, **TINY[claim]))
     words = [
