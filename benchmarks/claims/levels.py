@@ -84,7 +84,7 @@ CODECS: dict[str, tuple[str, str, dict[str, Any], str, tuple[Any, ...]]] = {
     "JPEG 2000": (
         "JPEG2000",
         "jpg_2000",
-        {"irreversible": True, "quality_mode": "rates"},
+        {"irreversible": True, "mct": 1, "quality_mode": "rates"},
         "quality_layers",
         ([120], [80], [60], [40], [25], [16]),
     ),
