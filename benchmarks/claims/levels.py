@@ -5,18 +5,19 @@ side. Their codebooks are of such a size that an image takes as many bits, withi
 64 codes of 181, 80 codes of 64, or 84 codes of 53. Their widths are such that they have about as many parameters, so
 that what is compared is how they are stacked; all are trained alike, stacks with the level drop-out of the project's
 preset for CIFAR-10, one image in ten, without which a level may end up unused: two levels at the highest rate are
-trained without it too. Bits are those of the codes as they are, log2 K
-each, without a prior or any other entropy coding; what is learned is not counted. Measured on held-out images:
+trained without it too. Bits are those of the codes as they are, log2 K each, without a prior or any other entropy
+coding; what is learned is not counted. Measured on held-out images:
 
 - the mean squared error on [0, 1] at three rates, one for each size of codebook: a rate-distortion curve.
-- what each level carries: the error with that level dropped (the mean vector of its codebook in place of its own), and
-  with each of its codes drawn anew from the level's own histogram.
+- what each level carries: the error with that level dropped (in place of its vectors the one that level drop-out has
+  learned for it, or the mean of its codebook where there is none, as for the top), and with each of its codes drawn
+  anew from the level's own histogram.
 
 On photographs (BSDS500), where they are at hand, two levels are trained on crops of 64x64 and measured on 320x480, at
 0.08 log2 K bits per pixel, beside JPEG, WebP and JPEG 2000 as Pillow writes them, whose bits are those of the whole
 file, headers included. Rate and PSNR are averaged over photographs; a codec's PSNR at the rate of a model is
-interpolated, and missing where the codec has no files that small. These curves are reported; the claim does not
-hang on them.
+interpolated, and missing where the codec has no files that small. JPEG and WebP store colour at half the side, as they
+do by default, which a PSNR over RGB holds against them. These curves are reported; the claim does not hang on them.
 
 The claim holds if
 (i) at each rate the error of two levels is below that of one, as a mean over seeds;
