@@ -10,6 +10,7 @@ from functools import reduce
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,14 +20,14 @@ from pydantic import (
     model_validator,
 )
 
-from hvq.config_base import FrozenModel, Share, ShareBelowOne
+from hvq.config_base import FrozenModel, Name, Share, ShareBelowOne
+from hvq.config_losses import AdversarialConfig, ReconstructionLossConfig, single_loss, squared_error_alone
 from hvq.config_priors import PriorConfig, TransformerPriorConfig
 from hvq.config_quantizers import QuantizerConfig, VectorQuantizerConfig
 from hvq.level_names import default_level_names, in_level_order
 
 Precision = Literal["float32", "bfloat16"]
-# Level names become names of folders, modules and override paths, so they hold neither dots nor slashes.
-LevelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+LevelName = Name
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -185,6 +186,9 @@ class DecoderConfig(FrozenModel):
         description="what it is told of coarser levels: the context that they give the finest, or their vectors, each "
         "enlarged by transposed convolutions of their own",
     )
+    learn_scale: bool = Field(
+        False, description="learn the scale of a loss of kind discretized_logistic, one for each channel of the image"
+    )
 
 
 class AutoencoderConfig(FrozenModel):
@@ -255,7 +259,13 @@ class AutoencoderTrainingConfig(OptimizationConfig):
         description="levels that stay as they are, with weights from --init-from; their codes stay too where all finer "
         "levels are frozen",
     )
-    reconstruction: Literal["mse", "l1"] = Field("mse", description="reconstruction loss, on pixels in [-1, 1]")
+    reconstruction: Annotated[dict[Name, ReconstructionLossConfig], BeforeValidator(single_loss)] = Field(
+        default_factory=squared_error_alone,
+        description="terms of the reconstruction loss by any name, which are weighted and summed; a kind alone, such "
+        "as l1, stands for that loss of pixels",
+        min_length=1,
+        json_schema_extra={"each": "term"},
+    )
     commitment_weight: NonNegativeFloat = Field(0.25, description="beta, which multiplies the commitment loss alone")
     codebook_weight: NonNegativeFloat = Field(
         1.0, description="of the codebook loss, where codebooks learn by gradient"
@@ -266,6 +276,29 @@ class AutoencoderTrainingConfig(OptimizationConfig):
         description="of the divergence from the prior, in nats per position: the uniform one of gumbel quantizers, the "
         "standard normal one of gaussian ones, where 2 s^2 / (channels x stride^2) makes mse an ELBO of variance s^2",
     )
+
+    @property
+    def adversary(self) -> tuple[str, AdversarialConfig] | None:
+        """Name and configuration of the adversarial term of the reconstruction loss; None where there is none."""
+        terms = self.reconstruction.items()
+        return next(((name, term) for name, term in terms if isinstance(term, AdversarialConfig)), None)
+
+    @model_validator(mode="after")
+    def _adversary_has_others(self) -> AutoencoderTrainingConfig:
+        adversaries = [name for name, term in self.reconstruction.items() if term.kind == "adversarial"]
+        if len(adversaries) > 1:
+            raise ValueError(f"reconstruction has room for one adversarial term; received {', '.join(adversaries)}")
+        if len(adversaries) == len(self.reconstruction):
+            raise ValueError(
+                f"reconstruction has nothing beside the adversarial term {adversaries[0]}, which is weighed by the "
+                "others; add one such as pixels: {kind: mse}"
+            )
+        if adversaries and self.compile:
+            raise ValueError(
+                f"compile and the adversarial term {adversaries[0]} of reconstruction do not go together, since its "
+                "weight takes gradients in the middle of a step; set compile to false, or leave the term out"
+            )
+        return self
 
 
 class PriorTrainingConfig(OptimizationConfig):
@@ -396,6 +429,29 @@ class RunConfig(FrozenModel):
             raise ValueError(
                 f"priors names {', '.join(without)}, whose quantizer is gaussian and gives no codes that a prior could "
                 "learn; leave the prior out, or take another kind of quantizer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _losses_suit_the_model(self) -> RunConfig:
+        kinds = {term.kind for term in self.autoencoder_training.reconstruction.values()}
+        if self.autoencoder.decoder.learn_scale and "discretized_logistic" not in kinds:
+            raise ValueError(
+                "autoencoder.decoder.learn_scale is true, and nothing teaches the scale; give "
+                "autoencoder_training.reconstruction a term of kind discretized_logistic, or set it to false"
+            )
+        if "per_level" in kinds and len(self.autoencoder.levels) == 1:
+            raise ValueError(
+                "autoencoder_training.reconstruction has a term of kind per_level, which takes two levels or more; "
+                f"there is one, {', '.join(self.autoencoder.levels)}"
+            )
+        adversary = self.autoencoder_training.adversary
+        if adversary is not None and min(self.data.size) < 3 * 2 ** adversary[1].layers:
+            name, term = adversary
+            raise ValueError(
+                f"autoencoder_training.reconstruction.{name}.layers is {term.layers}, which takes images of at least "
+                f"{3 * 2**term.layers} pixels per side; data.size is {self.data.size[0]}x{self.data.size[1]}: take "
+                "fewer layers, or larger images"
             )
         return self
 

@@ -57,6 +57,12 @@ def default_kind(field: FieldInfo) -> str | None:
     return getattr(value, "kind", None)
 
 
+def each(field: FieldInfo) -> str:
+    """What the names in a mapping by name are of: `level`, unless the field says otherwise."""
+    extra = field.json_schema_extra
+    return str(extra.get("each", "level")) if isinstance(extra, dict) else "level"
+
+
 def _is_union(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, types.UnionType)
 
@@ -106,7 +112,7 @@ class FieldDescription:
     """One field that a file or an override can set.
 
     Attributes:
-        path: its dotted path, with `<level>` where the name of a level goes.
+        path: its dotted path, with `<level>` where the name of a level goes, `<term>` where that of a loss does.
         type: what may stand there, in the notation of YAML.
         default: its default in the notation of YAML; None where it is required.
         doc: what it means.
@@ -132,9 +138,9 @@ def _below_kinds(path: str, kinds: dict[str | None, Model]) -> Iterator[FieldDes
 
 
 def _section(path: str, field: FieldInfo) -> Iterator[FieldDescription]:
-    """The fields below one that holds a model, one of several kinds, or a mapping of these by level name."""
+    """The fields below one that holds a model, one of several kinds, or a mapping of these by name."""
     entries = entries_of(field.annotation)
-    inner, models = (f"{path}.<level>", models_of(entries)) if entries else (path, models_of(field.annotation))
+    inner, models = (f"{path}.<{each(field)}>", models_of(entries)) if entries else (path, models_of(field.annotation))
     kinds = {kind_of(model): model for model in models}
     named = [kind for kind in kinds if kind is not None]
     if named:

@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from hvq.config import RunConfig
@@ -106,16 +107,37 @@ def _annotation_below(annotation: Any, values: Mapping[str, Any], name: str) -> 
     return model.model_fields[name].annotation if name in model.model_fields else None
 
 
-def _fill_kinds(values: Any, annotation: Any) -> None:
-    """Write the default kind into each mapping of several kinds that names none."""
+def _written_out(field: FieldInfo, value: Any) -> Any:
+    """What stands in a field, in the form that its model takes where a person may write a shorter one."""
+    for item in field.metadata:
+        if isinstance(item, BeforeValidator):
+            value = cast(Callable[[Any], Any], item.func)(value)
+    return value
+
+
+def _write_out(values: Any, annotation: Any) -> None:
+    """Write short forms out, and the default kind into each mapping of several kinds that names none."""
     if not isinstance(values, dict):
         return
     model = _model_for(annotation, values)
-    for name, inner in values.items():
+    for name in values:
         field = model.model_fields.get(name) if model else None
+        if field:
+            values[name] = _written_out(field, values[name])
+        inner = values[name]
         if field and isinstance(inner, dict) and len(models_of(field.annotation)) > 1 and default_kind(field):
             inner.setdefault("kind", default_kind(field))
-        _fill_kinds(inner, _annotation_below(annotation, values, name))
+        _write_out(inner, _annotation_below(annotation, values, name))
+
+
+def _default_entries(annotation: Any, values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a mapping by name holds where it is not given, as plain values; empty for anything else."""
+    model = _model_for(annotation, values)
+    field = model.model_fields.get(name) if model else None
+    if field is None or field.is_required() or entries_of(field.annotation) is None:
+        return {}
+    default = field.get_default(call_default_factory=True)
+    return {key: entry.model_dump(mode="json") for key, entry in default.items()}
 
 
 @dataclass(frozen=True)
@@ -159,8 +181,9 @@ def _apply(values: dict[str, Any], override: _Override) -> list[str]:
     for depth, name in enumerate(override.path[:-1]):
         if override.path[:depth] == ("autoencoder", "levels") and values and name not in values:
             notes.append(f"override {override.dotted} adds level {name} to {', '.join(map(str, values))}")
-        annotation = _annotation_below(annotation, values, name)
-        inner = values.setdefault(name, {})
+        if name not in values:
+            values[name] = _default_entries(annotation, values, name)
+        annotation, inner = _annotation_below(annotation, values, name), values[name]
         if inner is None:
             inner = values[name] = {}
         if not isinstance(inner, dict):
@@ -178,9 +201,9 @@ def _merge(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     parsed = sorted(map(_parse_override, overrides), key=lambda override: override.path[-1] != "kind")
     notes: list[str] = []
     for override in parsed:
-        _fill_kinds(values, RunConfig)
+        _write_out(values, RunConfig)
         notes += _apply(values, override)
-    _fill_kinds(values, RunConfig)
+    _write_out(values, RunConfig)
     return notes
 
 

@@ -2,12 +2,12 @@
 
 from command_line import read_command, recipe_parser, run, say
 
-from hvq.data import build_sources
 from hvq.evaluation.evaluate import evaluate
 from hvq.evaluation.number_table import number_table
 from hvq.evaluation.run_report import write_run_report
 from hvq.storage import RunFolder
 from hvq.training.processes import describe, make_accelerator
+from hvq.training.sources import build_sources_in_turn
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     command = read_command(recipe_parser(__doc__))
     folder = RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
-    sources = build_sources(command.config.data, command.config.seed)
+    sources = build_sources_in_turn(command.config.data, command.config.seed, accelerator)
     say(f"evaluating: {describe(accelerator)}")
     with folder.timed("evaluation", write=accelerator.is_main_process):
         numbers = evaluate(command.config, folder, accelerator=accelerator, sources=sources)

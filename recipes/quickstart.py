@@ -8,15 +8,16 @@ from pathlib import Path
 
 from command_line import read_command, recipe_parser, run, say
 
-from hvq.data import build_sources
 from hvq.distributed import current_reduction
 from hvq.evaluation.evaluate import evaluate
+from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.evaluation.number_table import number_table
 from hvq.evaluation.run_report import write_run_report
 from hvq.evaluation.samples import sample_run
 from hvq.storage import RunFolder, load_hierarchy
 from hvq.training import extract_codes, fit_autoencoder, fit_prior
 from hvq.training.processes import make_accelerator
+from hvq.training.sources import build_sources_in_turn
 
 RUN_DIR = Path("runs/quickstart")
 CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
@@ -32,8 +33,15 @@ def main() -> None:
     config, folder = command.config, RunFolder(command.run_dir)
     accelerator = make_accelerator(config, folder)
     is_main = accelerator.is_main_process
-    sources = build_sources(config.data, config.seed)
-    fit_autoencoder(config, folder, accelerator=accelerator, sources=sources, resume=resume)
+    sources = build_sources_in_turn(config.data, config.seed, accelerator)
+    fit_autoencoder(
+        config,
+        folder,
+        accelerator=accelerator,
+        sources=sources,
+        resume=resume,
+        load_distance=load_feature_distance,
+    )
     # What the accelerator holds of one model is not to take memory from the next.
     accelerator.free_memory()
     extract_codes(config, folder, accelerator=accelerator, sources=sources, resume=resume)

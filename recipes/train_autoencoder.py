@@ -2,6 +2,7 @@
 
 from command_line import add_beginning, beginning, read_command, recipe_parser, run
 
+from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.storage import RunFolder
 from hvq.training import fit_autoencoder
 from hvq.training.processes import make_accelerator
@@ -16,7 +17,14 @@ def main() -> None:
     folder = RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
     sources = build_sources_in_turn(command.config.data, command.config.seed, accelerator)
-    fit_autoencoder(command.config, folder, accelerator=accelerator, sources=sources, **beginning(command.options))
+    fit_autoencoder(
+        command.config,
+        folder,
+        accelerator=accelerator,
+        sources=sources,
+        load_distance=load_feature_distance,
+        **beginning(command.options),
+    )
 
 
 if __name__ == "__main__":

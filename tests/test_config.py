@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from hvq import config as configuration
-from hvq import config_priors, config_quantizers
+from hvq import config_losses, config_priors, config_quantizers
 from hvq.autoencoders import AutoencoderLoss, ConvolutionalDecoder, ConvolutionalEncoder
+from hvq.autoencoders.discriminator import PatchDiscriminator
+from hvq.autoencoders.reconstruction_losses import DiscretizedLogistic
 from hvq.config import AutoencoderConfig, LevelConfig, PriorStageConfig, RunConfig
 from hvq.data import (
     Augmentation,
@@ -51,7 +53,9 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (configuration.LevelConfig, ConvolutionalDecoder, 2),
     (configuration.DecoderConfig, ConvolutionalDecoder, 2),
     (configuration.AutoencoderConfig, ConvolutionalEncoder, 1),
-    (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 5),
+    (configuration.AutoencoderTrainingConfig, AutoencoderLoss, 4),
+    (config_losses.DiscretizedLogisticConfig, DiscretizedLogistic, 1),
+    (config_losses.AdversarialConfig, PatchDiscriminator, 3),
     (configuration.CodeSamplingConfig, SamplingOptions, 4),
     (configuration.EvaluationConfig, ManifoldPrecisionRecall, 1),
     (configuration.AugmentationConfig, Augmentation, 4),
@@ -67,7 +71,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
 
 MODELS = [
     value
-    for module in (configuration, config_priors, config_quantizers)
+    for module in (configuration, config_losses, config_priors, config_quantizers)
     for value in vars(module).values()
     if inspect.isclass(value) and issubclass(value, configuration.FrozenModel)
 ]
@@ -175,6 +179,52 @@ def test_priors_name_levels() -> None:
 def test_attention_heads_divide_the_width() -> None:
     with pytest.raises(ValidationError, match="width must be a multiple of twice heads; received 256 and 3"):
         _run(priors={"top": {"model": {"heads": 3}}})
+
+
+def test_a_kind_alone_stands_for_that_loss_of_pixels() -> None:
+    short, long = _run(autoencoder_training={"reconstruction": "l1"}), {"pixels": {"kind": "l1", "weight": 1.0}}
+    assert short == _run(autoencoder_training={"reconstruction": long})
+    assert short.model_dump(mode="json")["autoencoder_training"]["reconstruction"] == long
+
+
+def test_a_scale_is_learned_where_something_teaches_it() -> None:
+    autoencoder = {"channels": 1, "levels": {"top": {"ratio": 4}}, "decoder": {"learn_scale": True}}
+    with pytest.raises(ValidationError, match="nothing teaches the scale"):
+        _run(autoencoder=autoencoder)
+    assert _run(autoencoder=autoencoder, autoencoder_training={"reconstruction": "discretized_logistic"})
+
+
+def test_one_level_has_no_coarser_ones() -> None:
+    terms = {"reconstruction": {"pixels": {"kind": "mse"}, "levels": {"kind": "per_level"}}}
+    with pytest.raises(ValidationError, match="takes two levels or more; there is one, top"):
+        _run(autoencoder_training=terms)
+    assert _run(autoencoder={"channels": 1, "levels": _levels("top", "bottom")}, autoencoder_training=terms)
+
+
+@pytest.mark.parametrize(
+    ("terms", "others", "fault"),
+    [
+        ({"a": {"kind": "adversarial"}}, {}, "nothing beside the adversarial term a"),
+        ({"a": {"kind": "adversarial"}, "b": {"kind": "adversarial"}}, {}, "room for one adversarial term; .* a, b"),
+        ({"a": {"kind": "adversarial"}, "b": {"kind": "l1"}}, {"compile": True}, "compile and the adversarial term a"),
+        (
+            {"a": {"kind": "adversarial", "layers": 4}, "b": {"kind": "l1"}},
+            {},
+            r"reconstruction\.a\.layers is 4, which takes images of at least 48 pixels per side; data.size is 32x32",
+        ),
+    ],
+)
+def test_an_adversary_that_cannot_be_is_refused(terms: dict[str, Any], others: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        _run(autoencoder_training={"reconstruction": terms, **others})
+
+
+def test_an_adversary_is_found_by_its_name() -> None:
+    terms = {"pixels": {"kind": "mse"}, "critic": {"kind": "adversarial", "width": 7}}
+    found = _run(autoencoder_training={"reconstruction": terms}).autoencoder_training.adversary
+    assert found is not None
+    assert (found[0], found[1].width) == ("critic", 7)
+    assert _run().autoencoder_training.adversary is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -52,6 +52,8 @@ def test_levels_priors_and_data_are_all_listed() -> None:
     )
     assert FIELDS["priors.<level>.model.heads", "priors.<level>.model.kind=transformer"].type == "integer > 0"
     assert FIELDS["priors.<level>.sampling.top_k", ""].default == "null"
+    assert FIELDS["autoencoder_training.reconstruction.<term>.kind", ""].type.startswith("mse | l1")
+    assert FIELDS["autoencoder_training.reconstruction.<term>.weight", ""].default == "1.0"
     assert FIELDS["data.kind", ""].default == "digits"
     assert FIELDS["data.path", "data.kind=folder"].default is None
     assert FIELDS["data.crops_per_photo", "data.kind=photos"].default == "64"

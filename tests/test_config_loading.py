@@ -121,6 +121,36 @@ def test_a_new_level_by_override_is_said(file: Path) -> None:
     assert notes == ["override autoencoder.levels.middle.ratio adds level middle to bottom, top"]
 
 
+def _terms(config: RunConfig) -> dict[str, tuple[str, float]]:
+    return {name: (term.kind, term.weight) for name, term in config.autoencoder_training.reconstruction.items()}
+
+
+@pytest.mark.parametrize(
+    ("given_terms", "overrides", "terms"),
+    [
+        (None, ["pixels.kind=l1"], {"pixels": ("l1", 1.0)}),
+        (None, ["pixels.weight=0.5"], {"pixels": ("mse", 0.5)}),
+        (None, ["sharp={kind: l1, weight: 3}"], {"pixels": ("mse", 1.0), "sharp": ("l1", 3.0)}),
+        (None, ["sharp.weight=3", "sharp.kind=l1"], {"pixels": ("mse", 1.0), "sharp": ("l1", 3.0)}),
+        ("l1", ["pixels.weight=0.5"], {"pixels": ("l1", 0.5)}),
+        ("{near: {kind: l1}}", ["near.weight=0.5"], {"near": ("l1", 0.5)}),
+        ("{near: {kind: l1}}", ["pixels.kind=mse"], {"near": ("l1", 1.0), "pixels": ("mse", 1.0)}),
+    ],
+)
+def test_overrides_reach_the_terms_of_the_loss(
+    given_terms: str | None, overrides: list[str], terms: dict[str, tuple[str, float]], tmp_path: Path
+) -> None:
+    text = TWO_LEVELS + (f"autoencoder_training: {{reconstruction: {given_terms}}}\n" if given_terms else "")
+    prefix = "autoencoder_training.reconstruction"
+    assert _terms(_loaded(tmp_path, text, *(f"{prefix}.{override}" for override in overrides))) == terms
+
+
+def test_an_override_may_name_a_kind_alone(file: Path) -> None:
+    words = ["autoencoder_training.reconstruction.pixels.weight=3", "autoencoder_training.reconstruction=l1"]
+    assert _terms(load_run_config(file, words, say=pytest.fail)) == {"pixels": ("l1", 1.0)}
+    assert _terms(load_run_config(file, words[::-1], say=pytest.fail)) == {"pixels": ("l1", 3.0)}
+
+
 def test_a_wrong_level_by_override_says_which_levels_there_are(file: Path) -> None:
     fault = _fault(file, "autoencoder.levels.topp.width=32")
     assert "autoencoder.levels.topp.ratio is missing" in fault
@@ -203,6 +233,23 @@ def test_what_was_written_as_json_is_read_back(tmp_path: Path, seed: int, rate: 
         ("autoencoder.levels.top.quantizer.kind=gumble", "did you mean gumbel?"),
         ("autoencoder.levels.top.ratio=0", "autoencoder.levels.top.ratio: expected integer > 0, received 0 ("),
         ("autoencoder.levels.top.ratio=2.5", "autoencoder.levels.top.ratio: expected integer > 0, received 2.5 ("),
+        (
+            "autoencoder_training.reconstruction=l3",
+            "autoencoder_training.reconstruction.pixels.kind: expected mse | l1",
+        ),
+        (
+            "autoencoder_training.reconstruction.pixels.wieght=3",
+            "did you mean autoencoder_training.reconstruction.pixels.weight?",
+        ),
+        (
+            "autoencoder_training.reconstruction.sharp.weight=3",
+            "autoencoder_training.reconstruction.sharp: expected mapping of fields with kind: mse | l1",
+        ),
+        ("autoencoder_training.reconstruction={}", "reconstruction: expected mapping by name, not empty, received {}"),
+        (
+            "autoencoder_training.reconstruction.pixels.weight=-1",
+            "autoencoder_training.reconstruction.pixels.weight: expected number >= 0, received -1 (of this term",
+        ),
         ("data.size=[8]", "data.size"),
         ("data.size=[8, x]", 'data.size[1]: expected integer > 0, received "x" (height and width of the crops'),
         ("data.size=[1, 2, 3]", "data.size: expected [integer > 0, integer > 0], received [1, 2, 3] ("),

@@ -1,10 +1,13 @@
 """Levels, the stack that they make, and the losses that train it."""
 
 from hvq.autoencoders.build import build_autoencoder, check_autoencoder, convolutional_autoencoder
+from hvq.autoencoders.build_losses import build_loss
 from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, Enlargement, ResidualBlock
 from hvq.autoencoders.initialization import initialize_codebooks
 from hvq.autoencoders.level import Level, weights_channels_last
 from hvq.autoencoders.losses import AutoencoderLoss
+from hvq.autoencoders.perceptual import FeatureDistance
+from hvq.autoencoders.reconstruction_losses import ReconstructionLoss, WeightedLoss
 from hvq.autoencoders.stack import Autoencoder, AutoencoderResult
 
 __all__ = [
@@ -14,9 +17,13 @@ __all__ = [
     "ConvolutionalDecoder",
     "ConvolutionalEncoder",
     "Enlargement",
+    "FeatureDistance",
     "Level",
+    "ReconstructionLoss",
     "ResidualBlock",
+    "WeightedLoss",
     "build_autoencoder",
+    "build_loss",
     "check_autoencoder",
     "convolutional_autoencoder",
     "initialize_codebooks",

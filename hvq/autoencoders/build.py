@@ -55,6 +55,7 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         decoder=decoder,
         enlargements=_build_enlargements(config, names),
         recompute=config.recompute,
+        scale_channels=config.channels if config.decoder.learn_scale else 0,
     )
 
 

@@ -68,14 +68,16 @@ class Level(nn.Module):
         self.quantizer.freeze()
 
     def absent_vector(self) -> Tensor:
-        """`[D]`, what stands for this level's vectors where they are absent."""
-        return self.quantizer.mean_vector() if self.absent is None else self.absent
+        """`[D]`, what stands for this level's vectors where they are absent; a mean is no way for gradients to pass."""
+        return self.quantizer.mean_vector().detach() if self.absent is None else self.absent
+
+    def absent_like(self, vectors: Tensor) -> Tensor:
+        """The absent vector at every place of `vectors` `[B, D, *grid]`."""
+        return self.absent_vector().to(vectors.dtype).view(1, -1, *[1] * (vectors.dim() - 2)).expand_as(vectors)
 
     def mask_absent(self, vectors: Tensor, kept: Tensor) -> Tensor:
         """`vectors` `[B, D, *grid]`, replaced by the absent vector for samples where `kept` (bool `[B]`) is False."""
-        axes = [1] * (vectors.dim() - 2)
-        stand_in = self.absent_vector().to(vectors.dtype).view(1, -1, *axes)
-        return torch.where(kept.view(-1, 1, *axes), vectors, stand_in)
+        return torch.where(kept.view(-1, *[1] * (vectors.dim() - 1)), vectors, self.absent_like(vectors))
 
 
 def join(*tensors: Tensor | None) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from hvq.level_names import in_level_order
 from hvq.quantizers import LEARNING_STATE, Quantizer, QuantizerResult
 from hvq.recomputation import recomputed
 
+# Of pixels in [-1, 1]: the error of a reconstruction after a few steps, rather than of one after all of them.
+_START_SCALE = 0.1
+
 
 @dataclass(frozen=True)
 class AutoencoderResult:
@@ -28,10 +31,15 @@ class AutoencoderResult:
     Attributes:
         reconstruction: `[B, C, H, W]`, not clamped.
         levels: the quantizer's result of each level, coarse to fine.
+        prefixes: `[B, C, H, W]`, the images of each level but the finest and those coarser than it, all finer ones
+            absent, by the name of that level; empty unless they were asked for.
+        log_scale: `[C]`, the logarithm of the scale of a distribution around the reconstruction, where it is learned.
     """
 
     reconstruction: Tensor
     levels: dict[str, QuantizerResult]
+    prefixes: dict[str, Tensor] = field(default_factory=dict)
+    log_scale: Tensor | None = None
 
     @property
     def codes(self) -> dict[str, Tensor]:
@@ -55,6 +63,8 @@ class Autoencoder(nn.Module):
             decoder is told the vectors of all levels, enlarged and joined coarse to fine, in place of a context.
         recompute: whether encoders, merges and the decoder are computed again in the backward pass, which takes time
             and spares memory; quantizers, and so what codebooks learn from, are computed once.
+        scale_channels: C of the image where the scale of a discretized logistic likelihood of pixels is learned, one
+            for each channel; 0 where it is not.
 
     Shapes:
         images `[B, C, H, W]`, floating point in [-1, 1]; codes int64 `[B, h, w]` by level name, or means
@@ -76,6 +86,7 @@ class Autoencoder(nn.Module):
         decoder: nn.Module,
         enlargements: Mapping[str, nn.Module] | None = None,
         recompute: bool = False,
+        scale_channels: int = 0,
     ) -> None:
         super().__init__()
         names = [level.name for level in levels]
@@ -93,6 +104,8 @@ class Autoencoder(nn.Module):
             )
         self.enlargements = None if enlargements is None else nn.ModuleDict(dict(enlargements))
         self.recompute = recompute
+        start = torch.full((scale_channels,), math.log(_START_SCALE))
+        self.log_scale = nn.Parameter(start) if scale_channels else None
 
     @property
     def level_names(self) -> tuple[str, ...]:
@@ -133,20 +146,24 @@ class Autoencoder(nn.Module):
 
     # --- images to codes to images ---
 
-    def forward(self, images: Tensor, kept_levels: Tensor | None = None) -> AutoencoderResult:
+    def forward(
+        self, images: Tensor, kept_levels: Tensor | None = None, *, prefixes: bool = False
+    ) -> AutoencoderResult:
         """Reconstruct images; writes nothing.
 
         Args:
             images: `[B, C, H, W]`.
             kept_levels: int64 `[B]`, 1 or more, the number of coarsest levels that each sample is decoded from (level
                 drop-out); all where None. Every level is quantized and counted all the same.
+            prefixes: whether to decode, beside that, each level and those coarser than it alone, for all samples.
         """
         results, contexts = self._quantize(images)
-        vectors = {name: result.vectors for name, result in results.items()}
+        vectors, size = {name: result.vectors for name, result in results.items()}, images.shape[2:]
+        of_prefixes = self._prefixes(vectors, contexts, size) if prefixes else {}
         if kept_levels is not None:
             # The coarsest level is always kept, and with it what it tells the next.
             vectors, contexts = self._of_kept(vectors, kept_levels), contexts[:1]
-        return AutoencoderResult(self._crop(self._image(vectors, contexts), images.shape[2:]), results)
+        return AutoencoderResult(self._crop(self._image(vectors, contexts), size), results, of_prefixes, self.log_scale)
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
         """Codes of images, by level name, coarse to fine."""
@@ -173,9 +190,7 @@ class Autoencoder(nn.Module):
         vectors: dict[str, Tensor] = {}
         for level in self._stack():
             own = level.quantizer.decode(ordered[level.name]).to(self._dtype())
-            if level.name in absent:
-                own = level.mask_absent(own, torch.zeros(len(own), dtype=torch.bool, device=own.device))
-            vectors[level.name] = own
+            vectors[level.name] = level.absent_like(own) if level.name in absent else own
         image = self._image(vectors, [])
         return image if size is None else self._crop(image, size)
 
@@ -267,6 +282,16 @@ class Autoencoder(nn.Module):
             level.name: level.mask_absent(vectors[level.name], kept_levels > i) if i else vectors[level.name]
             for i, level in enumerate(self._stack())
         }
+
+    def _prefixes(
+        self, vectors: Mapping[str, Tensor], contexts: Sequence[Tensor], size: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """The images of the coarsest level, of the two coarsest ... of all but the finest, by the last one's name."""
+        images, stack = {}, self._stack()
+        for i, name in enumerate(self.level_names[:-1], start=1):
+            finer = {level.name: level.absent_like(vectors[level.name]) for level in stack[i:]}
+            images[name] = self._crop(self._image({**vectors, **finer}, contexts[:i]), size)
+        return images
 
     def _image(self, vectors: Mapping[str, Tensor], contexts: Sequence[Tensor]) -> Tensor:
         """Images of the whole grid, from the vectors of all levels.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -269,18 +271,33 @@ def _work(requests: Dataset[Any], keys: Iterable[Any], workers: int) -> Iterator
         # One of its own: the loader would draw from the global generator, and results would depend on `workers`.
         generator=torch.Generator(),
     )
+    iterator, fault = iter(answers), ""
     try:
-        for answer in answers:
+        for answer in iterator:
             if isinstance(answer, HVQError):
                 raise answer
             yield answer
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if not _tells_of_a_dead_worker(error):
             raise
+        fault = str(error) or type(error).__name__
+    if fault:
+        # As long as the loader's iterator is there, which the error holds, torch raises another one wherever this
+        # process is, once it hears of the child's end: so it is ended here, by torch's own method.
+        with suppress(RuntimeError):
+            getattr(iterator, "_shutdown_workers", gc.collect)()
         raise DataError(
-            f"a process that prepares data was ended from outside ({error}); most often memory runs short: "
+            f"a process that prepares data was ended from outside ({fault}); most often memory runs short: "
             "lower data.workers"
-        ) from None
+        )
+
+
+def _tells_of_a_dead_worker(error: Exception) -> bool:
+    """Whether a worker has died: the loader says so, or what it had sent cannot be fetched from it any more."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    # What a worker itself raises begins so.
+    return not str(error).startswith("Caught ")
 
 
 # --- sources that are read in sequence ------------------------------------------------------------------------------

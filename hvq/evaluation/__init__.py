@@ -13,6 +13,7 @@ from hvq.evaluation.code_usage import CodeHistogram, CodeUsage
 from hvq.evaluation.cooccurrence import CodeCooccurrence
 from hvq.evaluation.copies import CopyReport, copy_share, nearest_squared_errors
 from hvq.evaluation.extractors import ClassifierExtractor, FeatureExtractor, InceptionExtractor
+from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.evaluation.frechet import FrechetDistance
 from hvq.evaluation.inception_score import InceptionScore
 from hvq.evaluation.kernel_distance import KernelDistance
@@ -54,6 +55,7 @@ __all__ = [
     "copy_share",
     "fit_classifier",
     "image_grid",
+    "load_feature_distance",
     "load_inception_network",
     "load_lpips_network",
     "nearest_squared_errors",

@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torchmetrics import Metric
 
+from hvq.discretized_logistic import VALUES, log_probabilities
 from hvq.errors import DataError
 from hvq.histograms import count_codes
 
-VALUES = 256
 SMALLEST_SCALE, LARGEST_SCALE = 1e-4, 10.0
 """Of pixels in [0, 1]: at the smallest all probability is in one bin, at the largest it is even over those inside."""
 
@@ -55,9 +54,8 @@ def logistic_log_probabilities(scale: float) -> Tensor:
     >>> bool((logistic_log_probabilities(0.1).exp().sum(1) - 1).abs().max() < 1e-12)
     True
     """
-    lower, upper = _standardized_bins(scale)
-    # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), each factor of which has an exact logarithm.
-    return functional.logsigmoid(upper) + functional.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+    values = torch.arange(VALUES, dtype=torch.float64)
+    return log_probabilities(values, values[:, None], 255 * scale)
 
 
 LIKELIHOODS: dict[str, Likelihood] = {"gaussian": gaussian_log_probabilities, "logistic": logistic_log_probabilities}

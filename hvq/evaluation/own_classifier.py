@@ -126,6 +126,24 @@ def own_classifier(
     return OwnClassifier(network.eval(), description)
 
 
+def load_own_classifier(folder: Path) -> OwnClassifier:
+    """The classifier that lies in a folder, on the CPU, whatever it was trained on.
+
+    Raises:
+        CheckpointError: where there is none, or it is damaged.
+    """
+    what = "classifier"
+    try:
+        description = ClassifierDescription.model_validate(read_json(folder / CONFIG, what))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{what} at {folder / CONFIG}: {where}: {first['msg']}") from None
+    network = _empty(description)
+    load_state(network, read_tensors(folder / WEIGHTS, "classifier weights")[0], folder, what)
+    return OwnClassifier(network.eval(), description)
+
+
 def rotated(images: Tensor, *, turns: int, seed: int) -> tuple[Tensor, Tensor]:
     """Each image rotated by a multiple of 360 / turns degrees, and which: a function of (seed, place).
 
@@ -152,11 +170,10 @@ def _empty(description: ClassifierDescription) -> SmallClassifier:
 
 def _saved(folder: Path, description: ClassifierDescription) -> dict[str, Tensor] | None:
     """The weights that lie there, where they are those that training would end in; what is damaged is made anew."""
-    with suppress(CheckpointError, ValidationError):
-        if ClassifierDescription.model_validate(read_json(folder / CONFIG, "classifier")) == description:
-            tensors, _ = read_tensors(folder / WEIGHTS, "classifier weights")
-            load_state(_empty(description), tensors, folder, "classifier")
-            return tensors
+    with suppress(CheckpointError):
+        saved = load_own_classifier(folder)
+        if saved.description == description:
+            return saved.network.state_dict()
     return None
 
 

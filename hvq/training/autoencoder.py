@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -14,30 +14,42 @@ from torch import Tensor
 from hvq.autoencoders import (
     Autoencoder,
     AutoencoderLoss,
+    FeatureDistance,
     build_autoencoder,
+    build_loss,
     check_autoencoder,
     initialize_codebooks,
     weights_channels_last,
 )
 from hvq.autoencoders.initialization import needs_codebooks
 from hvq.config import RunConfig
-from hvq.data import Batch, ImageSource, Sources, TrainingStream, build_sources
+from hvq.data import Batch, ImageSource, Sources, TrainingStream
 from hvq.data.pixels import bytes_to_model
-from hvq.errors import ConfigurationError
+from hvq.errors import ConfigurationError, HVQError
 from hvq.randomness import uniform
 from hvq.storage import RunFolder, load_autoencoder, save_autoencoder
 from hvq.storage.models import AutoencoderDescription
+from hvq.training.adversary import Adversary
 from hvq.training.beginning import Beginning
-from hvq.training.checkpoints import TrainingCheckpoint
+from hvq.training.checkpoints import Kept, TrainingCheckpoint
 from hvq.training.code_window import CodeWindow
 from hvq.training.image_looks import ImageLooks
 from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, Optimization
 from hvq.training.processes import make_accelerator
 from hvq.training.seeds import seeded
+from hvq.training.sources import build_sources_in_turn
 from hvq.training.stage import open_stage, stream_of, told_by_the_first
 
 STAGE = "autoencoder"
+
+
+class LoadDistance(Protocol):
+    """Finds the network of a perceptual term."""
+
+    def __call__(self, extractor: str, *, channels: int, size: Sequence[int]) -> FeatureDistance:
+        """The distance in its features; raises an HVQError where it cannot be had, or does not suit such images."""
+        ...
 
 
 def fit_autoencoder(
@@ -49,6 +61,7 @@ def fit_autoencoder(
     resume: bool = False,
     resume_at: int | None = None,
     init_from: Path | None = None,
+    load_distance: LoadDistance | None = None,
 ) -> Autoencoder:
     """Train the autoencoder of a run, and leave it in the run folder.
 
@@ -60,24 +73,31 @@ def fit_autoencoder(
         resume: go on from the newest training checkpoint, if there is one; a run that is done is left as it is.
         resume_at: go on from the training checkpoint of this step.
         init_from: folder of other weights to begin from, unless training is resumed (`begin_from`).
+        load_distance: finds the networks of perceptual terms, as `hvq.evaluation.load_feature_distance` does.
 
     Returns:
         The trained model, in evaluation mode, on the accelerator's device.
+
+    Raises:
+        ConfigurationError: where parts of the configuration do not go together, or a network cannot be had.
     """
     accelerator = accelerator or make_accelerator(config, run)
     training, beginning = config.autoencoder_training, Beginning(resume, resume_at, init_from)
     check_autoencoder(config.autoencoder)
-    sources = sources or build_sources(config.data, config.seed)
+    distances = _distances(config, load_distance, accelerator.device)
+    sources = sources or build_sources_in_turn(config.data, config.seed, accelerator)
     model = _build(config)
     begun = beginning.fill(model, run.checkpoint(STAGE), run.autoencoder.relative_to(run.path))
     model.freeze(training.frozen_levels)
     optimization = Optimization(model, training, accelerator, seed=config.seed, quantizers=model.quantizers)
+    adversary = _adversary(config, optimization, model)
     window, health = CodeWindow(), Health()
+    kept: dict[str, Kept] = {"window": window, "health": health}
     checkpoint = TrainingCheckpoint(
         run.checkpoint(STAGE),
         optimization,
-        _settings(config, sources.train, optimization),
-        kept={"window": window, "health": health},
+        _settings(config, sources.train, optimization, distances),
+        kept=kept if adversary is None else {**kept, "adversary": adversary},
     )
     resumed = beginning.restore(checkpoint)
     if resume and not resumed and checkpoint.is_done(run.autoencoder):
@@ -91,7 +111,7 @@ def fit_autoencoder(
     train(
         optimization,
         stream,
-        _losses(config, optimization, window),
+        _losses(optimization, window, config, build_loss(training, distances=distances, adversary=adversary)),
         log=log,
         checkpoint=checkpoint,
         watch=ImageLooks(model, sources.validation, config.chunk_size, optimization.reduction, window),
@@ -125,13 +145,16 @@ def _initialize(model: Autoencoder, stream: TrainingStream[Batch], optimization:
         initialize_codebooks(model, images, optimization.reduction, batches_per_step=optimization.config.micro_batches)
 
 
-def _settings(config: RunConfig, source: ImageSource, optimization: Optimization) -> dict[str, Any]:
+def _settings(
+    config: RunConfig, source: ImageSource, optimization: Optimization, distances: Mapping[str, FeatureDistance]
+) -> dict[str, Any]:
     """What a resumed run must share with the one that was stopped."""
     accelerator = optimization.accelerator
     # Names alone, which make the order of samples: files may lie elsewhere by now.
     images = told_by_the_first(source, optimization.reduction, accelerator.device, contents=False)
     own = {"mixed_precision": accelerator.mixed_precision, "names_of_images": images}
-    return {**config.parts("seed", "data", "autoencoder", "autoencoder_training"), **own}
+    networks = {f"network_of_{name}": distance.name for name, distance in distances.items()}
+    return {**config.parts("seed", "data", "autoencoder", "autoencoder_training"), **own, **networks}
 
 
 def _already_trained(run: RunFolder, accelerator: Accelerator) -> Autoencoder:
@@ -152,20 +175,51 @@ def _require_codebooks(model: Autoencoder, frozen_levels: Collection[str]) -> No
         )
 
 
-def _losses(config: RunConfig, optimization: Optimization, window: CodeWindow) -> Callable[[Batch], Losses]:
-    training = config.autoencoder_training
-    loss = AutoencoderLoss(
-        reconstruction=training.reconstruction,
-        commitment_weight=training.commitment_weight,
-        codebook_weight=training.codebook_weight,
-        entropy_weight=training.entropy_weight,
-        kl_weight=training.kl_weight,
+def _adversary(config: RunConfig, optimization: Optimization, model: Autoencoder) -> Adversary | None:
+    """The discriminator that the configuration asks for, in training beside the model."""
+    if config.autoencoder_training.adversary is None:
+        return None
+    name, term = config.autoencoder_training.adversary
+    adversary = Adversary(
+        term,
+        optimization,
+        decoder=model.decoder,
+        channels=config.autoencoder.channels,
+        name=name,
+        seed=config.seed,
     )
+    optimization.accompany(adversary)
+    return adversary
 
+
+def _distances(config: RunConfig, load: LoadDistance | None, device: torch.device) -> dict[str, FeatureDistance]:
+    """The frozen networks of perceptual terms, by the term's name."""
+    distances = {}
+    for name, term in config.autoencoder_training.reconstruction.items():
+        if term.kind != "perceptual":
+            continue
+        where = f"autoencoder_training.reconstruction.{name}"
+        if load is None:
+            raise ConfigurationError(
+                f"{where} is of kind perceptual, and nothing finds its network; give fit_autoencoder "
+                "load_distance=hvq.evaluation.load_feature_distance"
+            )
+        try:
+            distance = load(term.extractor, channels=config.autoencoder.channels, size=config.data.size)
+        except HVQError as error:
+            raise ConfigurationError(f"{where}: {error}") from None
+        distances[name] = distance.to(device)
+    return distances
+
+
+def _losses(
+    optimization: Optimization, window: CodeWindow, config: RunConfig, loss: AutoencoderLoss
+) -> Callable[[Batch], Losses]:
     def losses(batch: Batch) -> Losses:
         images = bytes_to_model(batch.images.to(optimization.accelerator.device))
         kept = kept_levels(config, batch)
-        result = optimization.wrapped(images, None if kept is None else kept.to(images.device))
+        kept = None if kept is None else kept.to(images.device)
+        result = optimization.wrapped(images, kept, prefixes=loss.needs_prefixes)
         optimization.codebooks.add(result.levels)
         window.add(result.levels)
         return loss(result, images)

@@ -34,6 +34,8 @@ FORMAT_VERSION = 3
 # is computed on the way.
 _FREE_FIELDS = {
     "checkpoint_every",
+    # A folder, which may have moved: what lies in it is compared.
+    "extractor",
     "keep_checkpoints",
     "log_every",
     "patience",

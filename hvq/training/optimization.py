@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -50,6 +50,31 @@ class StepReport:
     skipped: bool
     revived: dict[str, Tensor]
     stop_requested: bool = False
+
+
+class Companion(Protocol):
+    """A model that is trained beside another, in the same steps, by an optimizer of its own."""
+
+    def begin_step(self, step: int) -> None:
+        """Make ready for optimizer step number `step`, from 0."""
+        ...
+
+    def backward(self, share: float, *, sends: bool) -> dict[str, Tensor]:
+        """Gradients for the micro-batch whose losses were just computed; returns terms for the log.
+
+        Args:
+            share: of the micro-batch in the batch of this process.
+            sends: whether gradients are summed over processes with this one, the last.
+        """
+        ...
+
+    def clip_gradient(self, largest: float) -> Tensor:
+        """The norm of the gradient, before it is clipped at `largest`."""
+        ...
+
+    def end_step(self, *, counts: bool, reduction: Reduction) -> None:
+        """Take the step where it counts, and forget it where not; all processes call it."""
+        ...
 
 
 class Optimization:
@@ -99,8 +124,13 @@ class Optimization:
         if config.compile:
             self.wrapped = compiled(self.wrapped)
         self.codebooks = CodebookStep(quantizers or {}, self.optimizer)
+        self.companion: Companion | None = None
         self.stop_requested = False
         self.skipped_in_a_row = 0
+
+    def accompany(self, companion: Companion) -> None:
+        """Train another model beside this one; a step that does not count is skipped for both."""
+        self.companion = companion
 
     def step(self, micro_batches: Sequence[BatchType], losses: Callable[[BatchType], Losses]) -> StepReport:
         """One optimizer step over the micro-batches of this process.
@@ -123,12 +153,16 @@ class Optimization:
                 with self.accelerator.autocast():
                     total, terms = losses(batch)
                 self.accelerator.backward(total / len(micro_batches))
+            if self.companion is not None:
+                with tf32(self.config.tf32):
+                    terms = {**terms, **self.companion.backward(1 / len(micro_batches), sends=is_last)}
             reports.append({"loss": total.detach(), **terms})
         self.accelerator.unscale_gradients(self.optimizer)
         parameters = list(self.model.parameters())
         norm = total_norm(parameters)
         torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
-        agreed, counts, stop = self._agree(reports, norm)
+        beside = [] if self.companion is None else [self.companion.clip_gradient(self.config.gradient_clip)]
+        agreed, counts, stop = self._agree(reports, [norm, *beside])
         revived = self._finish_step(counts)
         return StepReport(agreed, float(norm), skipped=not counts, revived=revived, stop_requested=stop)
 
@@ -138,12 +172,14 @@ class Optimization:
         # Drop-out is a function of (seed, step, process), so that resuming needs no generator's state.
         torch.manual_seed(int(hash_words(self.seed, "step", self.step_number, self.reduction.rank) >> 1))
         self.optimizer.zero_grad()
+        if self.companion is not None:
+            self.companion.begin_step(self.step_number)
 
-    def _agree(self, reports: list[dict[str, Tensor]], norm: Tensor) -> tuple[dict[str, float], bool, bool]:
+    def _agree(self, reports: list[dict[str, Tensor]], norms: list[Tensor]) -> tuple[dict[str, float], bool, bool]:
         """Mean losses over all processes, whether the step counts, and whether to stop: one sum, one decision."""
         names = list(reports[0])
         means = [torch.stack([report[name].double() for report in reports]).mean() for name in names]
-        faults = (~torch.isfinite(torch.stack([norm.double(), *means]))).any().double()
+        faults = (~torch.isfinite(torch.stack([*(norm.double() for norm in norms), *means]))).any().double()
         stops = torch.full_like(faults, float(self.stop_requested))
         fault_sum, stop_sum, *sums = self.reduction.sum(torch.stack([faults, stops, *means])).tolist()
         terms = dict(zip(names, (value / self.reduction.size for value in sums), strict=True))
@@ -160,6 +196,8 @@ class Optimization:
         if counts:
             revived = self.codebooks.step(self.reduction)
             self.average.update(self.step_number)
+        if self.companion is not None:
+            self.companion.end_step(counts=counts, reduction=self.reduction)
         self.skipped_in_a_row = 0 if counts else self.skipped_in_a_row + 1
         self.step_number += 1
         if self.skipped_in_a_row >= self.config.skipped_steps:

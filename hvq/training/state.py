@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hvq.errors import CheckpointError
 from hvq.storage.models import load_state
@@ -34,7 +34,7 @@ def gather_state(optimization: Optimization, kept: Mapping[str, Tensor]) -> dict
     parts = {
         "model": optimization.model.state_dict(),
         "average": optimization.average.tensors,
-        "optimizer": optimizer_tensors(optimization),
+        "optimizer": optimizer_tensors(optimization.model, optimization.optimizer),
         KEPT: kept,
     }
     keep = optimization.accelerator.is_main_process
@@ -61,21 +61,23 @@ def restore_state(
     _require_names(optimization.average.tensors, parts["average"], where, f"average of the {what}")
     for name, tensor in optimization.average.tensors.items():
         tensor.copy_(as_shard(parts["average"][name], tensor))
-    restore_optimizer(optimization, parts["optimizer"], where, what)
+    restore_optimizer(model, optimization.optimizer, parts["optimizer"], where, what)
 
 
-def optimizer_tensors(optimization: Optimization) -> dict[str, Tensor]:
-    """The optimizer's state as `<moment>/<parameter name>`."""
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of a model's optimizer as `<moment>/<parameter name>`."""
     return {
         f"{moment}/{name}": torch.as_tensor(value)
-        for name, parameter in optimization.model.named_parameters()
-        for moment, value in optimization.optimizer.state[parameter].items()
+        for name, parameter in model.named_parameters()
+        for moment, value in optimizer.state[parameter].items()
     }
 
 
-def restore_optimizer(optimization: Optimization, tensors: Mapping[str, Tensor], where: Path, what: str) -> None:
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], where: Path, what: str
+) -> None:
     """Put back what `optimizer_tensors` gave."""
-    parameters = dict(optimization.model.named_parameters())
+    parameters = dict(model.named_parameters())
     for key, tensor in tensors.items():
         moment, _, name = key.partition("/")
         if name not in parameters:
@@ -85,7 +87,7 @@ def restore_optimizer(optimization: Optimization, tensors: Mapping[str, Tensor],
         is_moment = tensor.shape == parameter.shape
         moved = as_shard(tensor.to(parameter.device), parameter) if is_moment else tensor
         # A copy: what was read may be mapped onto a file that goes when there are newer ones.
-        optimization.optimizer.state[parameter][moment] = moved.clone()
+        optimizer.state[parameter][moment] = moved.clone()
 
 
 def _require_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: Path, what: str) -> None:

@@ -4,20 +4,22 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hvq.autoencoders import AutoencoderLoss
+from hvq.autoencoders import AutoencoderLoss, WeightedLoss, build_loss
+from hvq.autoencoders.reconstruction_losses import absolute_error, squared_error
+from hvq.config import AutoencoderTrainingConfig
 from hvq.errors import ConfigurationError
 from tests.autoencoders.small import codebook, pictures, small_model
 
 
-@pytest.mark.parametrize("reconstruction", ["mse", "l1"])
-def test_terms_are_means_summed_over_levels_and_weighed_in_the_total(reconstruction: str) -> None:
+@pytest.mark.parametrize("kind", ["mse", "l1"])
+def test_terms_are_means_summed_over_levels_and_weighed_in_the_total(kind: str) -> None:
     model = small_model((2, 2), quantizer={"learning": "gradient"}).double()
     images = pictures(3, 8, 12, torch.float64)
     result = model(images)
-    total, terms = AutoencoderLoss(reconstruction=reconstruction, commitment_weight=0.3, codebook_weight=0.7)(
-        result, images
-    )
-    distance = functional.mse_loss if reconstruction == "mse" else functional.l1_loss
+    training = AutoencoderTrainingConfig(reconstruction=kind, commitment_weight=0.3, codebook_weight=0.7)
+    total, terms = build_loss(training)(result, images)
+    assert list(terms) == ["reconstruction", "commitment", "codebook"]
+    distance = functional.mse_loss if kind == "mse" else functional.l1_loss
     assert terms["reconstruction"] == distance(result.reconstruction, images)
     for name in ("commitment", "codebook"):
         by_level = [result.levels[level].losses[name] for level in ("top", "bottom")]
@@ -80,6 +82,23 @@ def test_the_total_is_never_of_low_precision(kind: torch.dtype) -> None:
     assert {total.dtype, *(term.dtype for term in terms.values())} == {torch.float32}
 
 
-def test_an_unknown_reconstruction_loss_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="mse or l1; received MSE"):
-        AutoencoderLoss(reconstruction="MSE")
+def test_terms_of_the_reconstruction_are_weighed_summed_and_told_each() -> None:
+    model, images = small_model((2,)).double(), pictures(3, 8, 12, torch.float64)
+    result = model(images)
+    terms = {"near": WeightedLoss(0.3, squared_error), "far": WeightedLoss(2.0, absolute_error)}
+    total, told = AutoencoderLoss(reconstruction=terms, commitment_weight=0.0)(result, images)
+    difference = (result.reconstruction - images).detach()
+    assert torch.allclose(told["reconstruction.near"], difference.square().mean())
+    assert torch.allclose(told["reconstruction.far"], difference.abs().mean())
+    expected = 0.3 * difference.square().mean() + 2.0 * difference.abs().mean()
+    assert torch.allclose(told["reconstruction"], expected, rtol=1e-14)
+    assert torch.allclose(total, expected, rtol=1e-14)
+
+
+def test_a_loss_without_a_reconstruction_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at least one term"):
+        AutoencoderLoss(reconstruction={})
+
+
+def test_the_default_of_the_configuration_is_that_of_the_constructor() -> None:
+    assert build_loss(AutoencoderTrainingConfig()).reconstruction == AutoencoderLoss().reconstruction

@@ -140,6 +140,60 @@ def test_exports_with_its_named_results() -> None:
     assert all(torch.equal(exported.codes[name], code) for name, code in expected.codes.items())
 
 
+# --- coarser levels alone ---
+
+
+@any_depth
+@either_view
+@pytest.mark.parametrize("level_dropout", [0.0, 0.5])
+def test_prefixes_are_what_decoding_with_the_finer_levels_absent_gives(
+    ratios: tuple[int, ...], sees: str, level_dropout: float
+) -> None:
+    model = small_model(ratios, sees=sees, level_dropout=level_dropout).eval()
+    images, names = pictures(3, 23, 29), default_level_names(len(ratios))
+    with torch.no_grad():
+        result, plain = model(images, prefixes=True), model(images)
+        assert list(result.prefixes) == list(names[:-1])
+        for i, name in enumerate(names[:-1]):
+            alone = model.decode(result.codes, size=(23, 29), absent=names[i + 1 :])
+            assert torch.equal(result.prefixes[name], alone), name
+    assert torch.equal(result.reconstruction, plain.reconstruction)
+    assert plain.prefixes == {}
+
+
+def test_prefixes_are_of_all_samples_whatever_each_is_decoded_from() -> None:
+    model = small_model((2, 1, 2), level_dropout=0.5).eval()
+    images, kept = pictures(3, 8, 12), torch.tensor([1, 2, 3])
+    result, plain = model(images, kept, prefixes=True), model(images, prefixes=True)
+    assert all(torch.equal(result.prefixes[name], plain.prefixes[name]) for name in ("top", "middle"))
+    assert torch.equal(result.reconstruction[0], plain.prefixes["top"][0])
+    assert torch.equal(result.reconstruction[1], plain.prefixes["middle"][1])
+
+
+def test_prefixes_take_no_second_pass_of_the_encoders() -> None:
+    model, passes = small_model((2, 1, 2)), []
+    for level in model.levels.values():
+        level.encoder.register_forward_hook(lambda *_: passes.append("encoder"))
+        level.quantizer.register_forward_hook(lambda *_: passes.append("quantizer"))
+    model.decoder.register_forward_hook(lambda *_: passes.append("decoder"))
+    model(pictures(1, 8, 12), prefixes=True)
+    assert [passes.count(part) for part in ("encoder", "quantizer", "decoder")] == [3, 3, 3]
+
+
+# --- learned scale ---
+
+
+def test_a_learned_scale_is_of_each_channel_and_ties_no_codes() -> None:
+    plain = convolutional_autoencoder(channels=5, levels={"top": {"ratio": 2}})
+    model = convolutional_autoencoder(channels=5, levels={"top": {"ratio": 2}}, decoder={"learn_scale": True})
+    assert model.state_dict().keys() - plain.state_dict().keys() == {"log_scale"}
+    assert model.encoding_tensors().keys() == plain.encoding_tensors().keys()
+    result = model(torch.zeros(1, 5, 4, 6))
+    assert result.log_scale is model.log_scale
+    assert result.log_scale.exp().tolist() == pytest.approx([0.1] * 5)
+    assert plain(torch.zeros(1, 5, 4, 6)).log_scale is None
+
+
 # --- bad input ---
 
 

@@ -42,7 +42,11 @@ def _optimization(config: RunConfig, steps: int, **fields: Any) -> Optimization:
 
 def _everything(optimization: Optimization) -> dict[str, Tensor]:
     average = {f"average/{name}": tensor for name, tensor in optimization.average.tensors.items()}
-    return {**optimization.model.state_dict(), **average, **optimizer_tensors(optimization)}
+    return {
+        **optimization.model.state_dict(),
+        **average,
+        **optimizer_tensors(optimization.model, optimization.optimizer),
+    }
 
 
 class _Counts:
