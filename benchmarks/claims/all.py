@@ -17,7 +17,16 @@ from pathlib import Path
 from frame import HERE, Verdict, load_rows, parser_of, put_verdict, table
 
 # Scripts of this folder, in the order in which they are run.
-CLAIMS = ("kl_is_log_k", "beta", "posterior_collapse", "vae")
+CLAIMS = (
+    "kl_is_log_k",
+    "beta",
+    "posterior_collapse",
+    "vae",
+    "codebook_learning",
+    "levels",
+    "priors",
+    "rejection",
+)
 
 
 def run_one(claim: str, arguments: argparse.Namespace, file: Path) -> None:

@@ -26,13 +26,20 @@ from typing import Any
 
 import numpy as np
 import plots
-import torch
 from frame import Options, Verdict, rounded, run_claim
 from numpy.typing import NDArray
-from training import Images, Schedule, cifar10, digits, make_autoencoder, reconstruction_error, train_autoencoder
+from training import (
+    Images,
+    Schedule,
+    cifar10,
+    codes_of,
+    digits,
+    make_autoencoder,
+    reconstruction_error,
+    train_autoencoder,
+)
 
 from hvq.autoencoders import AutoencoderLoss
-from hvq.data.pixels import bytes_to_model
 from hvq.histograms import count_codes, usage
 
 CLAIM = "beta"
@@ -75,8 +82,7 @@ def run_cell(images: Images, plan: Plan, learning: str, beta: float, seed: int) 
     model = make_autoencoder(seed, channels=images.channels, levels={"top": level}, decoder=features)
     schedule = Schedule(plan.steps, plan.batch_size, 2e-3)
     train_autoencoder(model, images.train, schedule, seed=seed, loss=AutoencoderLoss(commitment_weight=beta))
-    with torch.no_grad():
-        codes = torch.cat([model.encode(bytes_to_model(part))["top"].flatten() for part in images.held_out.split(500)])
+    codes = codes_of(model, images.held_out)["top"].flatten()
     return {
         "mse": reconstruction_error(model, images.held_out),
         "usage": usage(count_codes(codes, plan.codebook_size)),

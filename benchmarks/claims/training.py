@@ -19,10 +19,10 @@ from hvq.autoencoders import (
     Autoencoder,
     AutoencoderLoss,
     AutoencoderResult,
-    convolutional_autoencoder,
+    build_autoencoder,
     initialize_codebooks,
 )
-from hvq.config import ArrayConfig
+from hvq.config import ArrayConfig, AutoencoderConfig
 from hvq.data import ImageSource, build_sources, digit_sources, ordered_batches
 from hvq.data.pixels import bytes_to_model, model_to_unit
 from hvq.quantizers import CodebookStep, Quantizer, QuantizerResult
@@ -158,7 +158,7 @@ def fit(
 def make_autoencoder(seed: int, **fields: Any) -> Autoencoder:
     """An autoencoder of these fields of `hvq.config.AutoencoderConfig`, whose first weights the seed decides."""
     torch.manual_seed(seed)
-    return convolutional_autoencoder(**fields).to(memory_format=torch.channels_last)
+    return build_autoencoder(AutoencoderConfig.model_validate(fields)).to(memory_format=torch.channels_last)
 
 
 def train_autoencoder(
@@ -168,9 +168,11 @@ def train_autoencoder(
     *,
     seed: int,
     loss: Callable[[AutoencoderResult, Tensor], tuple[Tensor, Any]] | None = None,
+    kmeans: bool = True,
+    level_dropout: float = 0.0,
     observe: Callable[[int], None] | None = None,
 ) -> None:
-    """Train an autoencoder on uint8 images `[n, C, H, W]`, its codebooks begun by k-means.
+    """Train an autoencoder on uint8 images `[n, C, H, W]`.
 
     Args:
         model: with fresh weights.
@@ -178,17 +180,28 @@ def train_autoencoder(
         schedule: of the steps.
         seed: of the order of images, and of what is drawn.
         loss: the total first; equation (9) with its default weights, where None.
+        kmeans: whether codebooks begin by it, rather than at random.
+        level_dropout: chance that an image is decoded from its coarser levels alone.
         observe: is told the number of finished steps after each.
     """
     weigh = loss or AutoencoderLoss()
-    initialize_codebooks(model, map(bytes_to_model, batches(images, schedule.batch_size, seed)))
+    if kmeans:
+        initialize_codebooks(model, map(bytes_to_model, batches(images, schedule.batch_size, seed)))
 
     def of_batch(batch: Tensor) -> tuple[Tensor, Mapping[str, QuantizerResult]]:
         pixels = bytes_to_model(batch)
-        result = model(pixels)
+        result = model(pixels, kept_levels(len(pixels), len(model.level_names), level_dropout))
         return weigh(result, pixels)[0], result.levels
 
     fit(model, images, of_batch, schedule, seed=seed, quantizers=model.quantizers, observe=observe)
+
+
+def kept_levels(count: int, levels: int, dropout: float) -> Tensor | None:
+    """How many of the coarsest levels each image is decoded from, int64 `[count]`; None for all of them."""
+    if levels == 1 or not dropout:
+        return None
+    fewer = torch.randint(1, levels, (count,))
+    return torch.where(torch.rand(count) < dropout, fewer, levels)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -202,6 +215,13 @@ def reconstructions(model: Autoencoder, images: Tensor) -> Tensor:
     restored = torch.cat([model_to_unit(model(bytes_to_model(part)).reconstruction) for part in images.split(CHUNK)])
     model.train(was_training)
     return restored
+
+
+@torch.no_grad()
+def codes_of(model: Autoencoder, images: Tensor) -> dict[str, Tensor]:
+    """int64 `[n, h, w]`, or `[n, h, w, G]`, by level name, of uint8 images."""
+    parts = [model.encode(bytes_to_model(part)) for part in images.split(CHUNK)]
+    return {name: torch.cat([part[name] for part in parts]) for name in model.level_names}
 
 
 def reconstruction_error(model: Autoencoder, images: Tensor) -> float:

@@ -44,6 +44,7 @@ from training import (
     Images,
     Schedule,
     cifar10,
+    codes_of,
     fit,
     make_autoencoder,
     reconstructions,
@@ -114,12 +115,6 @@ def weigh(result: AutoencoderResult, pixels: Tensor) -> tuple[Tensor, dict[str, 
     return error + sum(weights[name] * value for name, value in terms.items()), terms
 
 
-@torch.no_grad()
-def codes_of(model: Autoencoder, images: Tensor) -> Tensor:
-    """int64 `[n, 8, 8]`, or `[n, 8, 8, G]`, of uint8 images."""
-    return torch.cat([model.encode(bytes_to_model(part))["top"] for part in images.split(CHUNK)])
-
-
 def prior_nats(model: Autoencoder, images: Images, plan: Plan) -> float:
     """Held-out nats per code of a gated PixelCNN fitted to the training codes."""
     torch.manual_seed(0)
@@ -134,9 +129,9 @@ def prior_nats(model: Autoencoder, images: Images, plan: Plan) -> float:
     def loss(codes: Tensor) -> tuple[Tensor, Mapping[str, QuantizerResult]]:
         return nats(codes), {}
 
-    fit(prior, codes_of(model, images.train), loss, Schedule(plan.prior_steps, 64, LEARNING_RATE), seed=0)
+    fit(prior, codes_of(model, images.train)["top"], loss, Schedule(plan.prior_steps, 64, LEARNING_RATE), seed=0)
     with torch.no_grad():
-        held_out = codes_of(model, images.held_out).split(CHUNK)
+        held_out = codes_of(model, images.held_out)["top"].split(CHUNK)
         return sum(float(nats(part)) * len(part) for part in held_out) / len(images.held_out)
 
 

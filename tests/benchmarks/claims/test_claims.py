@@ -20,11 +20,16 @@ from hvq.files import write_tensors
 from hvq.quantizers import elbo_weight
 
 Load = Callable[[str], ModuleType]
+TINY_HIERARCHY = {"steps": 2, "width": 8, "codebook_size": 7, "prior_steps": 2, "prior_width": 16}
 TINY: dict[str, dict[str, Any]] = {
     "kl_is_log_k": {"sizes": (2, 5), "steps": 2},
     "beta": {"steps": 2, "width": 8, "codebook_size": 7, "betas": (0.1, 2.0), "seeds": (0, 1)},
     "posterior_collapse": {"steps": 2, "width": 8, "layers": 1, "codebook_size": 7},
     "vae": {"images": 67, "held_out": 13, "steps": 2, "batch_size": 17, "width": 8, "prior_steps": 2, "prior_width": 8},
+    "codebook_learning": {"steps": 2, "width": 8, "codebook_size": 7, "seeds": (0, 1)},
+    "levels": {"images": 67, "held_out": 13, "steps": 2, "batch_size": 17, "width": 8, "codebook_sizes": (4,)},
+    "priors": {**TINY_HIERARCHY, "classifier_steps": 2, "seeds": (0,)},
+    "rejection": {**TINY_HIERARCHY, "classifier_steps": 2, "wanted": 4, "draws": (0, 1)},
 }
 
 
@@ -97,6 +102,33 @@ def test_spreads_are_those_of_an_analysis_of_variance(load_claim: Load) -> None:
     shifted = load_claim("beta").spreads(errors + np.array([[0.0, 2.0, -1.0]]))
     assert shifted["ratio_to_residual"] == pytest.approx(found["ratio_to_residual"], rel=1e-9)
     assert shifted["ratio"] < found["ratio"]
+
+
+# --- moving averages against the codebook loss ---
+
+CONVERGED: dict[str, dict[str, Any]] = {
+    way: {"share_of_steps": 0.5, "final_usage": {"gradient": 0.8, "moving_average": 0.9}} for way in ("bare", "helped")
+}
+
+
+def test_moving_averages_are_to_be_faster_and_use_as_much_in_both_ways(load_claim: Load) -> None:
+    script = load_claim("codebook_learning")
+    assert script.verdict_of(CONVERGED)
+    assert not script.verdict_of({**CONVERGED, "helped": {**CONVERGED["helped"], "share_of_steps": 0.95}})
+    less = {"gradient": 0.8, "moving_average": 0.78}
+    assert not script.verdict_of({**CONVERGED, "bare": {**CONVERGED["bare"], "final_usage": less}})
+
+
+def test_the_share_of_steps_is_against_the_end_of_the_same_seed(load_claim: Load) -> None:
+    def cell(*errors: float) -> dict[str, list[float]]:
+        return {"steps": [10, 20, 40], "mse": list(errors), "usage": [0.1, 0.5, 1.0]}
+
+    found = load_claim("codebook_learning").compare(
+        {"moving_average": [cell(4, 2, 1), cell(8, 7, 6)], "gradient": [cell(5, 4, 3), cell(7, 6, 5)]}
+    )
+    assert found["share_of_steps_by_seed"] == [15 / 40, 1.0]
+    assert found["final_mse"] == {"moving_average": 3.5, "gradient": 4.0}
+    assert found["least_usage"] == {"moving_average": 0.1, "gradient": 0.1}
 
 
 # --- posterior collapse ---

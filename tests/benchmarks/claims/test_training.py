@@ -94,3 +94,30 @@ def test_an_autoencoder_learns_alike_from_one_seed(training: ModuleType, kind: s
     restored = training.reconstructions(model, images.held_out)
     direct = (restored.double() - images.held_out.double() / 255).square().mean()
     assert errors[2] == pytest.approx(float(direct), rel=1e-5)
+
+
+@pytest.mark.parametrize("kmeans", [True, False])
+def test_codebooks_begin_by_k_means_where_that_is_asked_for(training: ModuleType, kmeans: bool) -> None:
+    images = training.digits(8)
+    model = training.make_autoencoder(0, channels=1, levels=LEVELS, decoder=FEATURES)
+    before = model.quantizers["top"].codebooks[0].vectors.clone()
+    training.train_autoencoder(model, images.train, training.Schedule(0), seed=0, kmeans=kmeans)
+    assert model.quantizers["top"].initialized == kmeans
+    assert torch.equal(model.quantizers["top"].codebooks[0].vectors, before) != kmeans
+
+
+def test_codes_are_those_of_the_model(training: ModuleType) -> None:
+    images = training.digits(8).train
+    model = training.make_autoencoder(0, channels=1, levels=LEVELS, decoder=FEATURES).eval()
+    codes = training.codes_of(model, images)["top"]
+    assert codes.shape == (1437, 2, 2)
+    assert torch.equal(codes[-3:], model.encode(images[-3:].float() / 127.5 - 1)["top"])
+
+
+def test_level_dropout_leaves_out_the_finest_levels_of_a_share(training: ModuleType) -> None:
+    torch.manual_seed(0)
+    kept = training.kept_levels(20_000, 3, 0.3)
+    shares = torch.bincount(kept, minlength=4) / 20_000
+    assert torch.allclose(shares, torch.tensor([0.0, 0.15, 0.15, 0.7]), atol=0.02)
+    assert training.kept_levels(7, 1, 0.3) is None
+    assert training.kept_levels(7, 3, 0.0) is None
