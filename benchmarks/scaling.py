@@ -187,6 +187,9 @@ def work(task: Task, core: int) -> None:
             step()
         seconds = time.perf_counter() - started
         print(json.dumps([seconds, commit.seconds - committed if commit else None]), flush=True)
+    if torch.distributed.is_initialized():
+        # While all are here: threads that wait for another process would be torn down with this one.
+        torch.distributed.destroy_process_group()
 
 
 # --- groups of them --------------------------------------------------------------------------------------------------

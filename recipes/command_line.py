@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 import time
@@ -134,6 +135,12 @@ def _in_step() -> bool:
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
+def _part() -> None:
+    """End what connects the processes, while all are here: a thread that waits for another would fail at the exit."""
+    if _in_step():
+        sys.modules["torch.distributed"].destroy_process_group()
+
+
 def _report(error: HVQError) -> None:
     rank = ""
     if not is_main_process():
@@ -152,6 +159,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
     """
     try:
         main()
+        atexit.register(_part)
     except HVQError as error:
         _report(error)
         sys.exit(1)
@@ -166,6 +174,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
         sys.exit(1)
     except TrainingStopped as stopped:
         say(str(stopped))
+        atexit.register(_part)
         # What a shell gives for a process that a signal has ended.
         sys.exit(128 + stopped.signal_number)
     except KeyboardInterrupt:
