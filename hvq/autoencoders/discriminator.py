@@ -50,7 +50,7 @@ class PatchDiscriminator(nn.Sequential):
         for i, (inner, outer) in enumerate(zip([channels, *widths], widths, strict=False)):
             modules.append(nn.Conv2d(inner, outer, _KERNEL, stride=2 if i < layers else 1, padding=1))
             if i > 0 and norm == "group":
-                modules.append(nn.GroupNorm(math.gcd(outer // 4 or 1, 32), outer))
+                modules.append(nn.GroupNorm(max(1, math.gcd(outer, 128) // 4), outer))
             modules.append(nn.LeakyReLU(0.2))
         super().__init__(*modules, nn.Conv2d(widths[-1], 1, _KERNEL, padding=1))
         for module in self:

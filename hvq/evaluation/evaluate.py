@@ -192,8 +192,9 @@ class _Evaluation:
             threshold=reconstruction_error,
         )
         about = (
-            f"share of {len(generated.images)} generated images whose codes equal those of a training image, or whose "
-            "pixels are as near to one as reconstructions are on average (mean squared error on [0, 1] up to "
+            f"share of {len(generated.images)} generated images whose codes equal those of one of "
+            f"{len(training['images'])} training images, or whose pixels are as near to one as reconstructions are on "
+            "average (mean squared error on [0, 1] up to "
             f"{reconstruction_error:.2g})"
         )
         group = "classification_accuracy_score"

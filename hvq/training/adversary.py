@@ -141,7 +141,9 @@ class Adversary:
 
     def clip_gradient(self, largest: float) -> Tensor:
         """The norm of the gradient, before it is clipped at `largest`."""
-        return torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), largest)
+        norm = torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), largest)
+        # Without gradients, before `warmup_steps`, it would lie on the CPU.
+        return norm.to(self._accelerator.device)
 
     def end_step(self, *, counts: bool, reduction: Reduction) -> None:
         """Let the discriminator learn, and set the adaptive weight of the next step, where this one counts.

@@ -40,6 +40,11 @@ def test_the_smallest_image_gives_one_patch(layers: int) -> None:
         network(torch.zeros(1, 1, side - 1, side - 1))
 
 
+@pytest.mark.parametrize("width", [1, 7, 9, 17, 33, 64])
+def test_any_width_has_its_groups(width: int) -> None:
+    assert PatchDiscriminator(channels=1, width=width, layers=2)(torch.zeros(1, 1, 16, 16)).shape[:2] == (1, 1)
+
+
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="group or none; received batch"):
         PatchDiscriminator(channels=1, norm="batch")  # type: ignore[arg-type]
