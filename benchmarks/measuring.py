@@ -53,6 +53,25 @@ def interleaved(repetitions: dict[str, Callable[[], Any]], count: int, device: s
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def end(process: subprocess.Popen[str], seconds: float = 60.0) -> None:
+    """Close what a process reads, and wait until it has ended; one that does not is killed.
+
+    Raises:
+        RuntimeError: where it had to be.
+    """
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise RuntimeError(f"a process did not end within {seconds:g} s of its input, and was killed") from None
+
+
 # --- rates of the machine --------------------------------------------------------------------------------------------
 
 

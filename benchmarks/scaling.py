@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import about, best_rate, load_rows, markdown, save_rows
+from measuring import about, best_rate, end, load_rows, markdown, save_rows
 from torch import Tensor
 from torch.nn import functional
 
@@ -175,6 +175,8 @@ def work(task: Task, core: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[core % len(cores)]})
+    from hvq.training.processes import part
+
     torch.set_num_threads(1)
     torch.manual_seed(0)
     step, commit = STEPS[task.model](task.size, task.batch)
@@ -187,9 +189,8 @@ def work(task: Task, core: int) -> None:
             step()
         seconds = time.perf_counter() - started
         print(json.dumps([seconds, commit.seconds - committed if commit else None]), flush=True)
-    if torch.distributed.is_initialized():
-        # While all are here: threads that wait for another process would be torn down with this one.
-        torch.distributed.destroy_process_group()
+    del step, commit
+    part()
 
 
 # --- groups of them --------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ class Workers:
             assert process.stdin
             process.stdin.close()
         for process in self._processes:
-            process.wait()
+            end(process)
 
     def _start(self, group: str, rank: int, port: int) -> subprocess.Popen[str]:
         task = self._task

@@ -34,7 +34,7 @@ from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
-from measuring import about, best_rate, load_rows, markdown, peak_beyond, save_rows, timed
+from measuring import about, best_rate, end, load_rows, markdown, peak_beyond, save_rows, timed
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -270,7 +270,7 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """The process ends with its input."""
-        self._process.communicate()
+        end(self._process)
 
 
 def work(name: Name, size: int, arguments: argparse.Namespace) -> None:

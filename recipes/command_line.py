@@ -136,9 +136,10 @@ def _in_step() -> bool:
 
 
 def _part() -> None:
-    """End what connects the processes, while all are here: a thread that waits for another would fail at the exit."""
     if _in_step():
-        sys.modules["torch.distributed"].destroy_process_group()
+        from hvq.training.processes import part
+
+        part()
 
 
 def _report(error: HVQError) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ settings.register_profile("hvq", deadline=None, derandomize=True, max_examples=5
 settings.load_profile("hvq")
 # Exact comparisons, between processes too, hold on one kind of device and one number of threads.
 os.environ["ACCELERATE_USE_CPU"] = "true"
+# A shell starts what runs in the background with this signal ignored, and so would be what tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

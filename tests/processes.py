@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as torch_distributed
 
+from hvq.training.processes import part
 from recipes.command_line import run
 
 TIMEOUT_SECONDS = 60.0
@@ -69,8 +70,7 @@ def _child(
         answer = (False, pickle.dumps(traceback.format_exc()))
     reply.send(answer)
     reply.close()
-    if torch_distributed.is_initialized():
-        torch_distributed.destroy_process_group()
+    part()
 
 
 @dataclass(frozen=True)

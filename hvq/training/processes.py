@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import warnings
@@ -51,6 +52,18 @@ def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
     )
     _shard_on_cpus(accelerator)
     return accelerator
+
+
+def part() -> None:
+    """End what connects the processes, while all are here: a thread that waits for another would fail at the exit.
+
+    A model in DDP must be gone by then. Where it is the last to hold the group, Python waits in its destructor for a
+    thread of the group that waits for Python, and the process never ends.
+    """
+    if torch.distributed.is_initialized():
+        # DDP refers to itself, and so do some of the models.
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 def data_parallel() -> DistributedDataParallelKwargs:

@@ -15,7 +15,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals:
     """Notes the first signal instead of ending the process; a second one does what it always does.
 
-    Python lets the main thread alone handle signals; in other threads nothing is noted, and signals act as ever.
+    Python lets the main thread alone handle signals; in other threads nothing is noted, and signals act as ever. A
+    signal that the process was started to ignore, as a shell starts what runs in the background, stays ignored.
 
     >>> import os
     >>> with StopSignals() as signals:
@@ -44,7 +45,8 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +46,18 @@ def test_bandwidth_does_without_a_compiler(
     monkeypatch.setattr(torch, "compile", no_compiler)
     assert 1e8 < measuring.best_bandwidth("cpu") < 1e13
     assert "skipped: bandwidth by matrix-vector, compiled: no compiler\n" in capsys.readouterr().err
+
+
+def test_a_process_that_does_not_end_is_killed(measuring: ModuleType) -> None:
+    ends, stays = (
+        subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, text=True)
+        for script in ("import sys; sys.exit(sys.stdin.read() != str())", "import time; time.sleep(600)")
+    )
+    measuring.end(ends)
+    assert ends.returncode == 0
+    with pytest.raises(RuntimeError, match=r"did not end within 0\.3 s"):
+        measuring.end(stays, 0.3)
+    assert stays.returncode == -signal.SIGKILL
 
 
 def test_peak_is_what_is_held_beyond_the_start(measuring: ModuleType) -> None:

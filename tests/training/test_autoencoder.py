@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from hvq.autoencoders import Autoencoder
 from hvq.config import RunConfig
@@ -229,6 +231,19 @@ def test_two_processes_agree_and_resume(trained_run: TrainedRun, tmp_path: Path)
             assert [name for name in expected if not np.array_equal(state[name], expected[name])] == []
     saved, _ = load_autoencoder(tmp_path / "straight" / "autoencoder")
     assert all(np.array_equal(array, expected[name]) for name, array in _state(saved).items())
+
+
+def _models_in_ddp(plain: dict[str, Any], folder: str) -> int:
+    fit_autoencoder(RunConfig.model_validate(plain), RunFolder(folder))
+    gc.collect()
+    return sum(isinstance(found, DistributedDataParallel) for found in gc.get_objects())
+
+
+@pytest.mark.processes
+def test_no_model_in_ddp_outlives_its_training(trained_run: TrainedRun, tmp_path: Path) -> None:
+    # One that did might be the last to hold the group when the processes part, and would never let go of it.
+    config = changed(trained_run.config, autoencoder_training__steps=2)
+    assert run_in_processes(_models_in_ddp, 2, config.model_dump(mode="json"), str(tmp_path)) == [0, 0]
 
 
 def _first_step(plain: dict[str, Any], folder: str) -> dict[str, np.ndarray]:

@@ -193,6 +193,18 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     assert recorder.checkpoint.folders.newest_whole() == 4
 
 
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        recorder = _Recorder(tmp_path)
+        recorder.during = _at(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        recorder.train()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert recorder.optimization.step_number == 7
+
+
 @pytest.mark.parametrize("when", ["last step", "last look", "finish"])
 def test_a_signal_at_the_end_lets_the_stage_end_and_nothing_after_it(tmp_path: Path, when: str) -> None:
     recorder, finished = _Recorder(tmp_path), []
