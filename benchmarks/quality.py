@@ -12,11 +12,12 @@ Sides, all of 1.39 M parameters and codebook entries, two levels of 512 codes ea
 Data: CIFAR-10 at 32x32, batch 128, 80 codes an image; BSDS500 at 128x128, batch 16, 1,280 codes an image.
 Each side trains at three learning rates with the first seed; the one of least final error is then taken for the other
 seeds. Errors are mean squared errors on [0, 1] over the whole held-out split, in float32; `usage` is the share of the
-codes of both levels that occur in it; `seconds` are those of the steps alone, with what a side does before the first.
+codes of both levels that occur in it; `seconds` are those of the steps alone, with what a side does before the first,
+as the processor counts them for this process, on one thread unless `--threads` says otherwise: what else runs takes none.
 Of all sides the process keeps freed memory, as the project's training has it.
 
 Cells (data, side, learning rate, seed) are saved one by one, and a call with the same file goes on where the last one
-stopped. Measure on a quiet machine.
+stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from measuring import load_rows, markdown, save_rows
+from measuring import computing_threads, load_rows, markdown, save_rows
 from quality_models import OWN, PACKAGE, PACKAGE_BEST, PEER, Contender, make_contender
 from torch import Tensor
 from train_step import reason_without_peer
@@ -118,13 +119,13 @@ def train(cell: Cell, config: RunConfig, sources: Sources, peer: Path | None, he
     """Train one side, and look at held-out images ten times."""
     rows: list[Row] = []
     contender = make_contender(cell.implementation, config, peer)
-    seconds = -time.perf_counter()
+    seconds = -time.process_time()
     contender.begin(batches(config, sources))
-    seconds += time.perf_counter()
+    seconds += time.process_time()
     for step, batch in enumerate(islice(batches(config, sources), cell.steps), start=1):
-        seconds -= time.perf_counter()
+        seconds -= time.process_time()
         contender.step(batch)
-        seconds += time.perf_counter()
+        seconds += time.process_time()
         if step % max(1, cell.steps // LINES) == 0 or step == cell.steps:
             error, usage = measure(contender, sources, held_out)
             point = {"step": step, "seconds": round(seconds, 2), "mse": error, "usage": usage}
@@ -269,6 +270,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SIDES, default=list(SIDES), help="sides")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="seeds at the best learning rate")
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates of all sides; three of each by default")
+    parser.add_argument("--threads", type=int, default=1, help="that compute; seconds are those of all together")
     parser.add_argument("--steps", type=int, help="of each training; 1,000 on cifar10 and 300 on bsds by default")
     parser.add_argument(
         "--quick", action="store_true", help="20 steps on cifar10, one seed and rate, 256 images looked at"
@@ -296,7 +298,8 @@ def main(words: list[str] | None = None) -> int:
         except HVQError as error:
             print(error, file=sys.stderr)
             return 1
-        rows += train(cell, config, sources, arguments.peer, held_out)
+        with computing_threads(arguments.threads):
+            rows += train(cell, config, sources, arguments.peer, held_out)
         save_rows(arguments.json, rows)
         print(f"{cell}: {rows[-1].mse:.6f} after {rows[-1].seconds:.0f} s, usage {rows[-1].usage:.3f}", flush=True)
     for data, steps in dict.fromkeys((row.data, row.steps) for row in rows):
