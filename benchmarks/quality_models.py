@@ -17,16 +17,15 @@ from hvq.autoencoders import (
     Autoencoder,
     AutoencoderLoss,
     build_autoencoder,
-    initialize_codebooks,
     weights_channels_last,
 )
-from hvq.autoencoders.initialization import needs_codebooks
 from hvq.config import RunConfig
 from hvq.data import Batch
 from hvq.data.pixels import bytes_to_model
 from hvq.quantizers import Quantizer
 from hvq.quantizers.base import FlatResult
 from hvq.training.autoencoder import kept_levels
+from hvq.training.continuous_start import ContinuousStart
 from hvq.training.optimization import Losses, Optimization
 
 OWN, PACKAGE, PACKAGE_BEST, PEER = "hvq", "vqp", "vqp, best", "rosinality"
@@ -110,7 +109,7 @@ def _own(model: Autoencoder, config: RunConfig) -> Contender:
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     training = config.autoencoder_training
     optimization = Optimization(model.train(), training, accelerator, seed=config.seed, quantizers=model.quantizers)
-    loss = AutoencoderLoss()
+    loss, starts = AutoencoderLoss(), list[ContinuousStart]()
 
     def losses(batch: Batch) -> Losses:
         pixels = bytes_to_model(batch.images)
@@ -123,10 +122,13 @@ def _own(model: Autoencoder, config: RunConfig) -> Contender:
         return result.reconstruction, result.codes
 
     def begin(batches: Iterable[Batch]) -> None:
-        if needs_codebooks(model):
-            initialize_codebooks(model, (bytes_to_model(batch.images) for batch in batches))
+        starts.append(ContinuousStart(model, training, (batch.images for batch in batches)))
 
-    return Contender(model, begin, lambda batch: optimization.step([batch], losses) and None, restore)
+    def step(batch: Batch) -> None:
+        starts[0].begin_step(optimization.step_number)
+        optimization.step([batch], losses)
+
+    return Contender(model, begin, step, restore)
 
 
 def _peer(directory: Path, learning_rate: float) -> Contender:

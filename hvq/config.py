@@ -216,6 +216,11 @@ class AutoencoderConfig(FrozenModel):
 # --- training -------------------------------------------------------------------------------------------------------
 
 
+# Of the steps of an autoencoder, how many are continuous by default.
+_CONTINUOUS_SHARE = 0.2
+_LONGEST_CONTINUOUS_START = 2_000
+
+
 class OptimizationConfig(FrozenModel):
     """How long and how fast; learning rate and order of samples are functions of the optimizer step alone."""
 
@@ -266,6 +271,11 @@ class AutoencoderTrainingConfig(OptimizationConfig):
         min_length=1,
         json_schema_extra={"each": "term"},
     )
+    continuous_steps: NonNegativeInt | None = Field(
+        None,
+        description="optimizer steps before codebooks are set, by k-means: until then latents pass unquantized; null "
+        f"for a share of {_CONTINUOUS_SHARE:g} of all steps, {_LONGEST_CONTINUOUS_START:,} at most",
+    )
     commitment_weight: NonNegativeFloat = Field(0.25, description="beta, which multiplies the commitment loss alone")
     codebook_weight: NonNegativeFloat = Field(
         1.0, description="of the codebook loss, where codebooks learn by gradient"
@@ -278,10 +288,25 @@ class AutoencoderTrainingConfig(OptimizationConfig):
     )
 
     @property
+    def continuous_start(self) -> int:
+        """Optimizer steps before codebooks are set."""
+        by_default = min(int(_CONTINUOUS_SHARE * self.steps), _LONGEST_CONTINUOUS_START)
+        return by_default if self.continuous_steps is None else self.continuous_steps
+
+    @property
     def adversary(self) -> tuple[str, AdversarialConfig] | None:
         """Name and configuration of the adversarial term of the reconstruction loss; None where there is none."""
         terms = self.reconstruction.items()
         return next(((name, term) for name, term in terms if isinstance(term, AdversarialConfig)), None)
+
+    @model_validator(mode="after")
+    def _codes_are_trained(self) -> AutoencoderTrainingConfig:
+        if self.continuous_start >= self.steps:
+            raise ValueError(
+                f"continuous_steps must be fewer than all {self.steps} steps, after which there are codes; received "
+                f"{self.continuous_steps}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _adversary_has_others(self) -> AutoencoderTrainingConfig:

@@ -80,7 +80,7 @@ def tiny_config(images: Path) -> RunConfig:
             "decoder": level,
             "level_dropout": 0.25,
         },
-        "autoencoder_training": {**training, **often, "steps": 40, "learning_rate": 1e-2},
+        "autoencoder_training": {**training, **often, "steps": 40, "learning_rate": 1e-2, "continuous_steps": 0},
         "extraction": {"augmented_epochs": 2, "images_per_shard": 17},
         "priors": {
             "top": {"model": {"width": 8, "layers": 1, "heads": 2, "dropout": 0.0}, "training": prior_training},

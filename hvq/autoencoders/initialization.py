@@ -1,4 +1,4 @@
-"""The first codebooks: k-means over latents of all processes, before step 0."""
+"""The first codebooks: k-means over latents of all processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def initialize_codebooks(
     """Set every codebook that learns from its latents by k-means, coarse to fine, unless it has been set before.
 
     A level's latents depend on the coarser codebooks. Takes as many batches as give 32 latents per code at every level,
-    or all there are.
+    or all there are. Levels whose latents passed unquantized until now (`let_latents_pass`) are quantized from here on.
 
     Args:
         model: not wrapped for parallel training.
@@ -43,7 +43,7 @@ def initialize_codebooks(
         DataError: where there are no batches.
     """
     reduction = reduction or Reduction()
-    images = _enough_batches(model, batches, reduction.size)
+    images = batches_for_codebooks(model, batches, reduction.size)
     was_training = model.training
     model.eval()
     for name, quantizer in model.quantizers.items():
@@ -55,10 +55,26 @@ def initialize_codebooks(
             if sum(map(len, latents)) * reduction.size >= _LATENTS_PER_CODE * quantizer.codebook_size:
                 break
         quantizer.initialize(torch.cat(latents), len(latents) / batches_per_step, reduction)
+        quantizer.continuous = False
     model.train(was_training)
 
 
-def _enough_batches(model: Autoencoder, batches: Iterable[Tensor], num_processes: int) -> list[Tensor]:
+def let_latents_pass(model: Autoencoder) -> None:
+    """Have latents pass unquantized at every level whose codebook is still to be set by `initialize_codebooks`.
+
+    An autoencoder learns faster without codes, and codebooks that are set from the latents of one that has learned
+    something fit better (Łańcucki et al. 2020, arXiv 2005.08520, on when to set them).
+    """
+    for quantizer in model.quantizers.values():
+        quantizer.continuous = quantizer.starts_from_latents and not quantizer.initialized
+
+
+def batches_for_codebooks(model: Autoencoder, batches: Iterable[Tensor], num_processes: int = 1) -> list[Tensor]:
+    """As many of the batches `[B, C, H, W]` of this process as `initialize_codebooks` takes.
+
+    Raises:
+        DataError: where there are none.
+    """
     taken: list[Tensor] = []
     wanted = {
         name: _LATENTS_PER_CODE * quantizer.codebook_size

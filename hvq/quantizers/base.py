@@ -32,7 +32,7 @@ class QuantizerResult:
         vectors: `[B, D, *grid]`, the vectors of the codes, through which gradients reach the latents.
         codes: int64 `[B, *grid]`, or `[B, *grid, G]` where a position has G > 1 codes; means `[B, *grid, D]` of a
             Gaussian bottleneck.
-        counts: int64 `[G, K]`, how often each code was chosen, where the mask lets it count.
+        counts: int64 `[G, K]`, how often each code was chosen, where the mask lets it count; `[G, 0]` where none was.
         losses: unweighted terms, float32 or float64 scalars; those of equation (9) are `commitment`, and `codebook`
             where the codebook learns by gradient.
         statistics: for the codebook step, one for each of the quantizer's `codebooks`; empty outside training, while
@@ -96,6 +96,8 @@ class Quantizer(nn.Module, ABC):
         self.code_dimension = code_dimension
         self.codes_per_position = codes_per_position
         self.frozen = False
+        # Of a quantizer that starts from latents: while True, they pass as they are. As with `frozen`, it is not saved.
+        self.continuous = False
         # Its type is what the quantizer computes in: float32, or float64 where the module was cast to it.
         self.register_buffer("precision", torch.zeros(()), persistent=False)
 
@@ -144,6 +146,10 @@ class Quantizer(nn.Module, ABC):
             reduction: joins the latents of all processes.
         """
 
+    def pass_on(self, latents: Tensor) -> Tensor:
+        """What stands for the vectors `[N, D]` of latents `[N, D]` while the quantizer is `continuous`."""
+        return latents
+
     def advance(self) -> None:
         """Called once after each optimizer step that counts; what follows a schedule moves on here."""
 
@@ -172,6 +178,9 @@ class Quantizer(nn.Module, ABC):
     def forward(self, latents: Tensor, mask: Tensor | None = None) -> QuantizerResult:
         """Quantize latents; writes nothing.
 
+        While `continuous` is set, latents pass without being quantized: codes are all 0 and mean nothing, counts are
+        `[G, 0]`, and there are no losses and no statistics.
+
         Args:
             latents: `[B, D, *grid]`, of any floating type; under autocast too, the work is done in float32 at least.
             mask: bool `[*grid]` or `[B, *grid]`; where False, a position counts in no loss and no statistics.
@@ -181,7 +190,8 @@ class Quantizer(nn.Module, ABC):
         """
         with torch.autocast(latents.device.type, enabled=False):
             weights = None if mask is None else mask.expand(latents.shape[0], *latents.shape[2:]).reshape(-1)
-            result = self.quantize(self._flatten(latents), weights)
+            flat = self._flatten(latents)
+            result = self._unquantized(flat) if self.continuous else self.quantize(flat, weights)
             vectors = result.vectors.to(latents.dtype).view(latents.shape[0], *latents.shape[2:], -1)
         return QuantizerResult(
             vectors=torch.movedim(vectors, -1, 1),
@@ -227,7 +237,17 @@ class Quantizer(nn.Module, ABC):
         rows = latents.reshape(*latents.shape[:2], -1).transpose(1, 2).reshape(-1, self.code_dimension)
         return rows.to(self.precision.dtype)
 
+    def _unquantized(self, latents: Tensor) -> FlatResult:
+        vectors = self.pass_on(latents)
+        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if learned:
+            # DDP waits for the gradient of every parameter.
+            vectors = vectors + 0.0 * torch.stack([parameter.sum() for parameter in learned]).sum()
+        return FlatResult(vectors, latents.new_zeros(len(latents), *self.code_shape, dtype=torch.int64), {})
+
     def _counts(self, result: FlatResult, weights: Tensor | None) -> Tensor:
+        if self.continuous:
+            return result.codes.new_zeros(self.codes_per_position, 0)
         if len(result.statistics) == self.codes_per_position:
             return torch.stack([statistics.counts for statistics in result.statistics])
         return count_codes(result.codes, self.codebook_size, weights)

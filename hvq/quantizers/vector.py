@@ -123,6 +123,11 @@ class VectorQuantizer(Quantizer):
         """`[D]`, the mean of the vectors, weighted by the moving counts."""
         return self.project_out(torch.cat([codebook.mean_vector() for codebook in self.codebooks]))
 
+    def pass_on(self, latents: Tensor) -> Tensor:
+        """The latents `[N, D]` as codes would be compared with them: through the projections, on the unit sphere."""
+        parts = zip(self.codebooks, self._split(self.project_in(latents)), strict=True)
+        return self.project_out(_join([codebook.normalize(part) for codebook, part in parts]))
+
     def initialize(self, latents: Tensor, num_steps: float, reduction: Reduction) -> None:
         """Set the codebooks by k-means over `latents` `[n, D]` of all processes."""
         for codebook, part in zip(self.codebooks, self._split(self.project_in(latents)), strict=True):

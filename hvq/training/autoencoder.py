@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +18,10 @@ from hvq.autoencoders import (
     build_autoencoder,
     build_loss,
     check_autoencoder,
-    initialize_codebooks,
     weights_channels_last,
 )
-from hvq.autoencoders.initialization import needs_codebooks
 from hvq.config import RunConfig
-from hvq.data import Batch, ImageSource, Sources, TrainingStream
+from hvq.data import Batch, ImageSource, Sources
 from hvq.data.pixels import bytes_to_model
 from hvq.errors import ConfigurationError, HVQError
 from hvq.randomness import uniform
@@ -33,6 +31,7 @@ from hvq.training.adversary import Adversary
 from hvq.training.beginning import Beginning
 from hvq.training.checkpoints import Kept, TrainingCheckpoint
 from hvq.training.code_window import CodeWindow
+from hvq.training.continuous_start import ContinuousStart
 from hvq.training.image_looks import ImageLooks
 from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, Optimization
@@ -106,8 +105,7 @@ def fit_autoencoder(
     stream = stream_of(sources.train, training, optimization, seed=config.seed, workers=config.data.workers)
     says = [f"training the autoencoder on {len(sources.train)} images", begun]
     log = open_stage(STAGE, config, run, checkpoint, resumed=resumed, says=says)
-    if needs_codebooks(model):
-        _initialize(model, stream, optimization)
+    start = ContinuousStart(model, training, _first_images(config, sources.train, optimization), optimization.reduction)
     train(
         optimization,
         stream,
@@ -116,6 +114,7 @@ def fit_autoencoder(
         checkpoint=checkpoint,
         watch=ImageLooks(model, sources.validation, config.chunk_size, optimization.reduction, window),
         health=health,
+        begin_step=start.begin_step,
         finish=lambda: _finish(config, run, sources.train, checkpoint),
     )
     return model.eval()
@@ -137,12 +136,21 @@ def _finish(config: RunConfig, run: RunFolder, source: ImageSource, checkpoint: 
     optimization.accelerator.wait_for_everyone()
 
 
-def _initialize(model: Autoencoder, stream: TrainingStream[Batch], optimization: Optimization) -> None:
-    device = optimization.accelerator.device
+def _first_images(config: RunConfig, source: ImageSource, optimization: Optimization) -> Iterator[Tensor]:
+    """The images of the first steps, wherever training goes on."""
+    stream = stream_of(
+        source,
+        config.autoencoder_training,
+        optimization,
+        seed=config.seed,
+        workers=config.data.workers,
+        start_step=0,
+    )
     # Closed in the end, with the workers that prepare its batches.
     with closing(iter(stream)) as steps:
-        images = (bytes_to_model(batch.images.to(device)) for step in steps for batch in step)
-        initialize_codebooks(model, images, optimization.reduction, batches_per_step=optimization.config.micro_batches)
+        for step in steps:
+            for batch in step:
+                yield batch.images
 
 
 def _settings(

@@ -34,7 +34,10 @@ class Watch(Protocol):
         ...
 
     def look(self) -> Numbers:
-        """Numbers of held-out data; called while the model has its averaged weights."""
+        """Numbers of held-out data; called while the model has its averaged weights.
+
+        Without the score where it is too early for one.
+        """
         ...
 
     def stops(self) -> bool:
@@ -51,6 +54,7 @@ def train(
     checkpoint: TrainingCheckpoint,
     watch: Watch,
     health: Health,
+    begin_step: Callable[[int], None] = lambda step: None,
     finish: Callable[[], None] = lambda: None,
 ) -> None:
     """Train from the optimization's step on to the last, or until it is told to stop.
@@ -66,6 +70,7 @@ def train(
         checkpoint: written every `checkpoint_every` steps, and after the best look so far.
         watch: what is measured meanwhile.
         health: counts revived codes and skipped steps between lines of the log.
+        begin_step: called before each step with its number, from 0.
         finish: what is done with the trained model, such as writing it.
 
     Raises:
@@ -82,6 +87,7 @@ def train(
                 if watch.stops():
                     break
                 optimization.stop_requested = signals.received is not None
+                begin_step(optimization.step_number)
                 report = _step(optimization, micro_batches, losses, checkpoint)
                 health.add(report)
                 watch.observe(report)
@@ -140,6 +146,8 @@ def _report(
     with log.paused(), optimization.average.applied():
         numbers = watch.look()
     log.write(step, numbers)
+    if watch.score not in numbers:
+        return False
     score = torch.tensor(numbers[watch.score], dtype=torch.float64, device=optimization.accelerator.device)
     # Whether it is the best decides about a checkpoint, which all take together: alike everywhere, to the last bit.
     return checkpoint.offer(float(optimization.reduction.first(score)))

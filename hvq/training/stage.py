@@ -59,8 +59,9 @@ def stream_of(
     *,
     seed: int,
     workers: int = 0,
+    start_step: int | None = None,
 ) -> TrainingStream[BatchType]:
-    """The micro-batches of this process, from the optimization's step on."""
+    """The micro-batches of this process, from a step on; by default the optimization's."""
     return TrainingStream(
         source,
         batch_size=training.batch_size,
@@ -69,7 +70,7 @@ def stream_of(
         processes=optimization.reduction.size,
         seed=seed,
         workers=workers,
-        start_step=optimization.step_number,
+        start_step=optimization.step_number if start_step is None else start_step,
     )
 
 

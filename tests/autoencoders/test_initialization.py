@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hvq.autoencoders import Autoencoder, initialize_codebooks
-from hvq.autoencoders.initialization import needs_codebooks
+from hvq.autoencoders.initialization import let_latents_pass, needs_codebooks
 from hvq.errors import DataError
 from tests.autoencoders.small import codebook, pictures, small_model
 
@@ -108,3 +108,27 @@ def test_the_flag_travels_with_the_weights_so_that_it_never_runs_again() -> None
     initialize_codebooks(model, [pictures(3, 8, 12)])
     loaded.load_state_dict(model.state_dict())
     assert not needs_codebooks(loaded)
+
+
+def test_latents_pass_until_codebooks_are_set() -> None:
+    model, images = small_model((2, 2)), [pictures(5, 8, 12) for _ in range(3)]
+    let_latents_pass(model)
+    assert [quantizer.continuous for quantizer in model.quantizers.values()] == [True, True]
+    passed = model(images[0])
+    assert all(not level.losses for level in passed.levels.values())
+    initialize_codebooks(model, images)
+    assert [quantizer.continuous for quantizer in model.quantizers.values()] == [False, False]
+    assert all("commitment" in level.losses for level in model(images[0]).levels.values())
+    # Nothing is left to be set, and nothing passes.
+    let_latents_pass(model)
+    assert not any(quantizer.continuous for quantizer in model.quantizers.values())
+
+
+def test_a_finer_level_is_set_from_what_the_codes_of_coarser_ones_tell_it() -> None:
+    one, other = small_model((2, 2)), small_model((2, 2))
+    other.load_state_dict(one.state_dict())
+    images = [pictures(5, 8, 12) for _ in range(3)]
+    let_latents_pass(other)
+    for model in (one, other):
+        initialize_codebooks(model, images)
+    assert torch.equal(codebook(one.quantizers["bottom"]), codebook(other.quantizers["bottom"]))

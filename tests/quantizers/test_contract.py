@@ -361,3 +361,36 @@ def test_every_kind_is_in_one_of_the_groups() -> None:
 def test_sizes_that_are_not_positive_are_refused(size: int, dimension: int) -> None:
     with pytest.raises(ConfigurationError, match="must be positive"):
         VectorQuantizer(codebook_size=size, code_dimension=dimension)
+
+
+# --- latents that pass ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind]().starts_from_latents])
+def test_continuous_latents_pass_with_their_gradient_and_teach_nothing(kind: str) -> None:
+    quantizer = make(kind).train()
+    quantizer.continuous = True
+    latents = some_latents(11).requires_grad_()
+    result = quantizer(latents)
+    assert (result.losses, result.statistics) == ({}, [])
+    assert result.counts.shape == (quantizer.codes_per_position, 0)
+    assert result.codes.shape == (2, 3, 7, *quantizer.code_shape)
+    assert not result.codes.any()
+    result.vectors.square().sum().backward()
+    assert latents.grad is not None
+    assert latents.grad.abs().sum() > 0
+    # Every parameter has a gradient, since otherwise processes would wait for it.
+    assert all(parameter.grad is not None for parameter in quantizer.parameters())
+    if not kind.endswith("projection") and "cosine" not in kind:
+        assert torch.equal(result.vectors, latents)
+    before = quantizer.mean_vector()
+    quantizer.continuous = False
+    assert quantizer(latents).losses or quantizer(latents).codes.any()
+    assert torch.equal(quantizer.mean_vector(), before)
+
+
+def test_continuous_latents_of_the_cosine_metric_lie_on_the_sphere() -> None:
+    quantizer = make("vector cosine")
+    quantizer.continuous = True
+    vectors = quantizer(some_latents(5)).vectors
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(2, 3, 7))

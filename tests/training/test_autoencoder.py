@@ -18,7 +18,7 @@ from hvq.errors import CheckpointError, ConfigurationError
 from hvq.randomness import permutation
 from hvq.storage import RunFolder, load_autoencoder
 from hvq.training import autoencoder as stage
-from hvq.training import fit_autoencoder
+from hvq.training import continuous_start, fit_autoencoder
 from hvq.training.checkpoint_files import CheckpointFolders
 from tests.processes import run_in_processes
 from tests.runs import CLASSES, TrainedRun, changed, differing, files_below, tensors_below
@@ -156,7 +156,7 @@ def test_resume_is_equality(
     assert CheckpointFolders(stopped.checkpoint("autoencoder")).steps() == [3, 5, 6]
     assert _rows(stopped)[-1]["step"] == 6
     # Codebooks have been initialized, and must not be again.
-    monkeypatch.setattr(stage, "initialize_codebooks", lambda *_: pytest.fail("initialized a second time"))
+    monkeypatch.setattr(continuous_start, "initialize_codebooks", lambda *_: pytest.fail("initialized a second time"))
     fit_autoencoder(config, stopped, resume_at=5)
     one, other = (tensors_below(run.path) for run in (straight, stopped))
     for part in (
