@@ -13,7 +13,6 @@ from hvq.evaluation.classification import (
     _order,
     _shifted,
     class_probabilities,
-    classification_accuracies,
     classification_accuracy,
     fit_classifier,
     predict_classes,
@@ -68,15 +67,6 @@ def test_the_right_class_may_be_among_several() -> None:
     for top in (0, 8):
         with pytest.raises(DataError, match="from 1 to the number of classes, 7"):
             top_accuracy(probabilities, labels, top)
-
-
-def test_accuracies_of_several_classes_are_of_one_classifier() -> None:
-    arguments = (*_stripes(47, seed=1), *_stripes(60, seed=2))
-    first, second, all_three = classification_accuracies(
-        *arguments, num_classes=3, steps=4, batch_size=16, tops=(1, 2, 3)
-    )
-    assert first == _accuracy(steps=4)
-    assert first < second <= all_three == 1
 
 
 def test_the_head_sees_what_is_embedded() -> None:
