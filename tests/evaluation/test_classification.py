@@ -57,6 +57,24 @@ def test_probabilities_are_those_of_the_classifier_behind_the_accuracy() -> None
         fit_classifier(images[:0], labels[:0], num_classes=3)
 
 
+def test_batches_alone_go_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device that knows shapes alone stands for one beside the CPU: operations refuse tensors of both."""
+    meta, original = torch.device("meta"), torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *words, fused, **names: original(*words, **names))
+    images, labels = _stripes(300, seed=1)
+    seen: list[tuple[int, torch.device]] = []
+    forward = SmallClassifier.forward
+
+    def noted(self: SmallClassifier, batch: Tensor) -> Tensor:
+        seen.append((len(batch), batch.device))
+        return forward(self, batch)
+
+    monkeypatch.setattr(SmallClassifier, "forward", noted)
+    classifier = fit_classifier(images, labels, num_classes=3, steps=2, batch_size=7, device=meta)
+    assert class_probabilities(classifier, images).shape == (300, 3)
+    assert seen == [(7, meta), (7, meta), (256, meta), (44, meta)]
+
+
 def test_the_right_class_may_be_among_several() -> None:
     probabilities = torch.rand(31, 7, generator=torch.Generator().manual_seed(0)).softmax(1)
     labels = torch.arange(31) % 7

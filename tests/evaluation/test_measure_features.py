@@ -13,6 +13,7 @@ from hvq.evaluation.measure_features import build_extractor, measure_generation,
 from hvq.evaluation.precision_recall import ManifoldPrecisionRecall
 from hvq.storage import RunFolder
 from tests.processes import run_in_processes
+from tests.sizes import LargestBytes
 
 CPU, HOW = torch.device("cpu"), "in one way"
 
@@ -52,6 +53,13 @@ def test_every_image_is_seen_once_and_in_order() -> None:
     assert torch.equal(some.features, seen.features[[3, 7, 11]])
     assert some.total == 3
     assert len(seen.spread(7).features) == seen.spread(7).total == 7
+
+
+def test_no_images_are_copied_but_those_of_a_chunk() -> None:
+    images = _images(211, 1)
+    with LargestBytes() as largest:
+        see(_Pixels(), images, chunk_size=5, device=CPU, reduction=Reduction())
+    assert largest.values == 5 * 64
 
 
 def test_precision_and_recall_are_of_as_many_of_each() -> None:
