@@ -111,7 +111,7 @@ def _nearest_squared_distances(generated: Tensor, training: Sequence[Tensor]) ->
     best = samples.new_full((len(samples),), torch.inf)
     for part in training:
         references = part.flatten(1).to(torch.float64)
-        distances = references.square().sum(1) - 2.0 * samples @ references.T
+        distances = torch.addmm(references.square().sum(1), samples, references.T, alpha=-2.0)
         best = torch.minimum(best, distances.min(1).values)
     return best + samples.square().sum(1)
 

@@ -76,10 +76,7 @@ def measure_bits(hierarchy: Hierarchy, priors: Numbers) -> Measured:
     if priors:
         uniform = f"; of {', '.join(without)}, which has no prior, log2 K" if without else ""
         given = _given_the_class(hierarchy)
-        unpaid = ", whose own bits are not counted" if given else ""
-        texts.append(
-            f"priors: mean over held-out images of minus log2 of the codes' probability{given}{unpaid}{uniform}"
-        )
+        texts.append(f"priors: mean over held-out images of minus log2 of the codes' probability{given}{uniform}")
     numbers = {"raw": raw, "priors": under_priors if priors else None}
     return Measured({"bits_per_image": numbers}, {"bits_per_image": "; ".join(texts)})
 
@@ -131,4 +128,5 @@ def measure_likelihood(
 
 def _given_the_class(hierarchy: Hierarchy) -> str:
     """What the nats and bits of priors that know classes are given, in words; empty of those that know none."""
-    return " given the class of each image" if any(map(num_classes, hierarchy.priors.values())) else ""
+    text = " given the class of each image that has one, whose own bits are not counted"
+    return text if any(map(num_classes, hierarchy.priors.values())) else ""
