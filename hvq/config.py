@@ -284,7 +284,8 @@ class AutoencoderTrainingConfig(OptimizationConfig):
     kl_weight: NonNegativeFloat = Field(
         5e-4,
         description="of the divergence from the prior, in nats per position: the uniform one of gumbel quantizers, the "
-        "standard normal one of gaussian ones, where 2 s^2 / (channels x stride^2) makes mse an ELBO of variance s^2",
+        "standard normal one of gaussian ones, where, for one level, 2 s^2 / (channels x stride^2) makes mse an ELBO "
+        "of variance s^2",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""The training loss, equation (9): reconstruction + codebook + beta x commitment."""
+"""The training loss, equation (9): reconstruction + codebook + beta x commitment; of a plain VAE, equation (6)."""
 
 from __future__ import annotations
 
@@ -30,12 +30,16 @@ class AdversarialTerm(Protocol):
 class AutoencoderLoss:
     """Weighs the terms of equation (9); each is a mean over positions and dimensions, and is summed over levels.
 
+    Of a plain VAE, with a Gaussian bottleneck, the terms are those of the bound in equation (6), and `kl`, in nats per
+    position, is a mean over positions alone.
+
     Args:
         reconstruction: terms of the reconstruction loss by name; the mean squared error alone by default.
         commitment_weight: beta; it multiplies the commitment loss alone, which moves the encoder alone.
         codebook_weight: of the codebook loss, which moves the codebook alone, where codebooks learn by gradient.
         entropy_weight: of the entropy terms of lookup-free quantizers.
-        kl_weight: of the divergence from the uniform prior, in nats per code, of Gumbel quantizers.
+        kl_weight: of the divergence from the prior, in nats per position: from the uniform one, of Gumbel quantizers;
+            from the standard normal one, of Gaussian bottlenecks, where `hvq.quantizers.elbo_weight` gives it.
         adversary: a further term, which is trained against the autoencoder.
 
     Raises:

@@ -3,7 +3,6 @@
 from hvq.evaluation.classification import (
     SmallClassifier,
     class_probabilities,
-    classification_accuracies,
     classification_accuracy,
     fit_classifier,
     predict_classes,
@@ -50,7 +49,6 @@ __all__ = [
     "SmallClassifier",
     "bits_per_dimension",
     "class_probabilities",
-    "classification_accuracies",
     "classification_accuracy",
     "copy_share",
     "fit_classifier",

@@ -7,7 +7,6 @@ one recipe serves every source, real, reconstructed or generated, so that only t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -112,50 +111,6 @@ def classification_accuracy(
         >>> classification_accuracy(images, labels, images, labels, num_classes=2, steps=20, batch_size=8)
         1.0
     """
-    return classification_accuracies(
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        num_classes=num_classes,
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-    )[0]
-
-
-def classification_accuracies(
-    train_images: Tensor,
-    train_labels: Tensor,
-    test_images: Tensor,
-    test_labels: Tensor,
-    *,
-    num_classes: int,
-    steps: int = 400,
-    batch_size: int = 64,
-    seed: int = 0,
-    tops: Sequence[int] = (1,),
-) -> tuple[float, ...]:
-    """`classification_accuracy`, where the right class may be among the several that are taken for most probable.
-
-    Args:
-        train_images: as there.
-        train_labels: as there.
-        test_images: as there.
-        test_labels: as there.
-        num_classes: as there.
-        steps: as there.
-        batch_size: as there.
-        seed: as there.
-        tops: how many classes each accuracy allows, each at most `num_classes`.
-
-    Returns:
-        For each of `tops` the share of test images whose class is among the first so many, in [0, 1].
-
-    Raises:
-        DataError: where images and labels do not match, or a label is out of range.
-    """
-    _check(train_images, train_labels, num_classes, "training")
     _check(test_images, test_labels, num_classes, "test")
     if train_images.shape[1:] != test_images.shape[1:]:
         raise DataError(
@@ -165,8 +120,7 @@ def classification_accuracies(
     classifier = fit_classifier(
         train_images, train_labels, num_classes=num_classes, steps=steps, batch_size=batch_size, seed=seed
     )
-    probabilities = class_probabilities(classifier, test_images.to(train_images.device)).cpu()
-    return tuple(top_accuracy(probabilities, test_labels.cpu(), top) for top in tops)
+    return top_accuracy(class_probabilities(classifier, test_images).cpu(), test_labels.cpu(), 1)
 
 
 def top_accuracy(probabilities: Tensor, labels: Tensor, top: int) -> float:
@@ -191,25 +145,33 @@ def top_accuracy(probabilities: Tensor, labels: Tensor, top: int) -> float:
 
 
 def fit_classifier(
-    images: Tensor, labels: Tensor, *, num_classes: int, steps: int = 400, batch_size: int = 64, seed: int = 0
+    images: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    steps: int = 400,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: torch.device | None = None,
 ) -> SmallClassifier:
     """A `SmallClassifier` trained with AdamW and a one-cycle learning rate.
 
     It depends on the arguments alone; torch's global random state is left as it was.
 
     Args:
-        images: uint8 [n, C, H, W], on the device to train on.
+        images: uint8 [n, C, H, W].
         labels: integers [n] in 0 .. num_classes - 1.
         num_classes: number of classes.
         steps: optimizer steps.
         batch_size: images per step; they are drawn epoch by epoch, however few there are.
         seed: of weights, order and shifts.
+        device: to train on, which batches go to one at a time; that of the images by default.
 
     Raises:
         DataError: where images and labels do not match, or a label is out of range.
     """
     _check(images, labels, num_classes, "training")
-    classifier = _new_classifier(images, num_classes, seed)
+    classifier = _new_classifier(images, num_classes, seed, images.device if device is None else device)
     _fit(classifier, images, labels, steps=steps, batch_size=batch_size, seed=seed)
     return classifier
 
@@ -220,10 +182,10 @@ def class_probabilities(classifier: nn.Module, images: Tensor) -> Tensor:
 
     Args:
         classifier: gives logits [B, classes].
-        images: uint8 [n, C, H, W].
+        images: uint8 [n, C, H, W], on any device; batches go to the classifier's one at a time.
 
     Returns:
-        float64 [n, classes].
+        float64 [n, classes], on the classifier's device.
     """
     return _logits(classifier, images).double().softmax(1)
 
@@ -234,17 +196,18 @@ def predict_classes(classifier: nn.Module, images: Tensor) -> Tensor:
 
     Args:
         classifier: gives logits [B, classes].
-        images: uint8 [n, C, H, W].
+        images: uint8 [n, C, H, W], on any device.
 
     Returns:
-        int64 [n].
+        int64 [n], on the classifier's device.
     """
     return _logits(classifier, images).argmax(1)
 
 
 def _logits(classifier: nn.Module, images: Tensor) -> Tensor:
     classifier.eval()
-    return torch.cat([classifier(part) for part in images.split(EVALUATION_BATCH)])
+    device = next(classifier.parameters()).device
+    return torch.cat([classifier(part.to(device)) for part in images.split(EVALUATION_BATCH)])
 
 
 def _block(inputs: int, outputs: int, *, kernel_size: int, stride: int) -> list[nn.Module]:
@@ -265,14 +228,14 @@ def _check(images: Tensor, labels: Tensor, num_classes: int, what: str) -> None:
         )
 
 
-def _new_classifier(images: Tensor, num_classes: int, seed: int) -> SmallClassifier:
+def _new_classifier(images: Tensor, num_classes: int, seed: int, device: torch.device) -> SmallClassifier:
     height, width = images.shape[2:]
     # Only the start of the weights draws from torch's generator: on the CPU, whose state is put back.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = SmallClassifier(channels=images.shape[1], size=(height, width), num_classes=num_classes)
     # Channels last is up to a third faster on the CPU.
-    return classifier.to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _fit(classifier: nn.Module, images: Tensor, labels: Tensor, *, steps: int, batch_size: int, seed: int) -> None:
@@ -280,14 +243,15 @@ def _fit(classifier: nn.Module, images: Tensor, labels: Tensor, *, steps: int, b
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=max(2, steps), pct_start=WARMUP_SHARE
     )
+    device = next(classifier.parameters()).device
     order = _order(len(images), steps * batch_size, seed).to(images.device).view(steps, batch_size)
-    offsets = _offsets((images.shape[2], images.shape[3]), steps * batch_size, seed).to(images.device)
+    offsets = _offsets((images.shape[2], images.shape[3]), steps * batch_size, seed).to(device)
     offsets = offsets.view(2, steps, batch_size)
     labels = labels.to(images.device)
     classifier.train()
     for step in range(steps):
-        logits = classifier(_shifted(images[order[step]], offsets[:, step]))
-        loss = F.cross_entropy(logits, labels[order[step]], label_smoothing=LABEL_SMOOTHING)
+        batch, classes = images[order[step]].to(device), labels[order[step]].to(device)
+        loss = F.cross_entropy(classifier(_shifted(batch, offsets[:, step])), classes, label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from hvq.errors import DataError
 from hvq.level_names import in_level_order
+
+_BYTES_AT_ONCE = 2**27
+"""Of images in float64; large images are compared fewer at a time than small ones."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def copy_share(
             than once, under augmentation.
         threshold: largest mean squared error, of pixels in [0, 1], at which a sample is a copy. The autoencoder's own
             held-out error is the natural one: as near as it could have come to the image.
-        chunk_size: training images compared at a time; nothing of size n x m is ever held.
+        chunk_size: samples, and training images, compared at a time at most; nothing of size n x m, and no second copy
+            of the images, is ever held.
 
     Raises:
         DataError: where images differ in size, or codes do not belong to the samples.
@@ -84,7 +88,7 @@ def nearest_squared_errors(generated: Tensor, training: Tensor, *, chunk_size: i
     Args:
         generated: uint8 [n, C, H, W].
         training: uint8 [m, C, H, W].
-        chunk_size: training images compared at a time.
+        chunk_size: samples, and training images, compared at a time at most; large images are fewer.
 
     Returns:
         float64 [n].
@@ -95,13 +99,21 @@ def nearest_squared_errors(generated: Tensor, training: Tensor, *, chunk_size: i
         [0.0, 0.04]
     """
     _check_images(generated, training)
+    dimensions = generated[0].numel()
+    rows = max(1, min(chunk_size, _BYTES_AT_ONCE // (8 * dimensions)))
+    nearest = [_nearest_squared_distances(part, training.split(rows)) for part in generated.split(rows)]
+    return torch.cat(nearest) / (dimensions * 255.0**2)
+
+
+def _nearest_squared_distances(generated: Tensor, training: Sequence[Tensor]) -> Tensor:
+    """Squared distance, of bytes, of each sample of a part to the nearest of all parts of training images."""
     samples = generated.flatten(1).to(torch.float64)
-    best = samples.new_full((samples.shape[0],), torch.inf)
-    for part in training.split(chunk_size):
+    best = samples.new_full((len(samples),), torch.inf)
+    for part in training:
         references = part.flatten(1).to(torch.float64)
-        distances = references.square().sum(1) - 2.0 * samples @ references.T
+        distances = torch.addmm(references.square().sum(1), samples, references.T, alpha=-2.0)
         best = torch.minimum(best, distances.min(1).values)
-    return (best + samples.square().sum(1)) / (samples.shape[1] * 255.0**2)
+    return best + samples.square().sum(1)
 
 
 def _check_images(generated: Tensor, training: Tensor) -> None:
@@ -131,5 +143,6 @@ def _equal_codes(generated: Mapping[str, Tensor], training: Mapping[str, Tensor]
 
 def _code_rows(codes: Mapping[str, Tensor]) -> Iterator[NDArray[np.int64]]:
     """All codes of one image after the other, levels joined."""
-    levels = [values.flatten(1).to("cpu", torch.int64).numpy() for values in codes.values()]
-    return (np.concatenate(parts) for parts in zip(*levels, strict=True))
+    levels = [values.flatten(1).cpu().numpy() for values in codes.values()]
+    # Types may differ; rows are brought to one type as they are compared, not all at once.
+    return (np.concatenate([row.astype(np.int64) for row in rows]) for rows in zip(*levels, strict=True))

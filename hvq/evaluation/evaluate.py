@@ -15,8 +15,8 @@ from hvq.data.pixels import unit_to_bytes
 from hvq.distributed import Reduction, current_reduction
 from hvq.evaluation.copies import copy_share
 from hvq.evaluation.extractors import ClassifierExtractor, FeatureExtractor
-from hvq.evaluation.generation import Generated
 from hvq.evaluation.measure_classification import (
+    Drawn,
     measure_accuracy,
     measure_rejection,
     why_no_accuracy,
@@ -28,7 +28,7 @@ from hvq.evaluation.measure_reconstruction import encode_and_restore, measure_re
 from hvq.evaluation.measured import Measured, Numbers
 from hvq.evaluation.own_classifier import own_classifier
 from hvq.evaluation.real_images import gather_images, most_real_images
-from hvq.evaluation.samples import class_labels, draw_samples
+from hvq.evaluation.samples import class_labels, draw_samples, sampling_text
 from hvq.storage import Hierarchy, RunFolder, load_hierarchy, require_channels
 
 Images = dict[str, Tensor]
@@ -111,8 +111,7 @@ class _Evaluation:
         def restore(images: Tensor) -> Tensor:
             return unit_to_bytes(encode_and_restore(self.hierarchy, images, self.config.chunk_size)["images"])
 
-        gathered = gather_images(self.config, source, self.reduction, self.device, restore)
-        return {name: column.cpu() for name, column in gathered.items()}
+        return gather_images(self.config, source, self.reduction, self.device, restore)
 
     def _likelihood(self, pixel_pairs: Tensor, training: Images, priors: Numbers, source: ImageSource) -> Measured:
         if not all(quantizer.discrete for quantizer in self.hierarchy.autoencoder.quantizers.values()):
@@ -156,18 +155,17 @@ class _Evaluation:
         self, training: Images, held_out: Images, eyes: _Eyes | None, no_eyes: str, reconstruction_error: float
     ) -> Measured:
         """All of samples: accuracy, copies, distances to real images, rejection."""
-        classes = class_labels(len(self.hierarchy.classes), self.config.evaluation.generated_per_class)
-        what = "samples to be measured"
-        generated = draw_samples(self.config, self.hierarchy, classes, reduction=self.reduction, what=what)
-        labels = torch.tensor(classes)
-        measured = self._copies(generated, training, reconstruction_error)
+        if reason := self._why_no_samples(training):
+            groups = ("classification_accuracy_score", "generation", "rejection")
+            return Measured(about=dict.fromkeys(groups, reason))
+        drawn, codes = self._drawn()
+        measured = self._copies(drawn, codes, training, reconstruction_error)
         if reason := why_no_accuracy(training, held_out):
             accuracy = Measured(about={"classification_accuracy_score": reason})
         else:
             accuracy = measure_accuracy(
                 self.config,
-                generated.images,
-                labels,
+                drawn,
                 training,
                 held_out,
                 num_classes=len(self.hierarchy.classes),
@@ -177,22 +175,48 @@ class _Evaluation:
         measured = accuracy.joined(measured)
         if eyes is None:
             return measured.joined(Measured(about=dict.fromkeys(("generation", "rejection"), f"left out: {no_eyes}")))
-        seen = self._seen(eyes.extractor, generated.images)
-        neighbours = {"neighbours": self.config.evaluation.neighbours, "seed": self.config.seed}
-        return measured.joined(
-            measure_generation(eyes.extractor, eyes.training, eyes.held_out, seen, **neighbours)
-        ).joined(self._rejection(generated.images, labels, training, eyes, seen))
+        seen = self._seen(eyes.extractor, drawn.images)
+        generation = measure_generation(
+            eyes.extractor,
+            eyes.training,
+            eyes.held_out,
+            seen,
+            neighbours=self.config.evaluation.neighbours,
+            seed=self.config.seed,
+            how=drawn.how,
+        )
+        return measured.joined(generation).joined(self._rejection(drawn, training, eyes, seen))
 
-    def _copies(self, generated: Generated, training: Images, reconstruction_error: float) -> Measured:
+    def _why_no_samples(self, training: Images) -> str:
+        """Why samples cannot be compared with real images; empty where they can."""
+        there, wanted = training["images"].shape[2:], self.hierarchy.image_size
+        if tuple(there) == wanted:
+            return ""
+        return (
+            f"left out, since samples are {wanted[0]}x{wanted[1]}, the size of training, and data gives images of "
+            f"{there[0]}x{there[1]}"
+        )
+
+    def _drawn(self) -> tuple[Drawn, dict[str, Tensor]]:
+        """Samples of all classes, and their codes."""
+        labels = class_labels(len(self.hierarchy.classes), self.config.evaluation.generated_per_class)
+        what = "samples to be measured"
+        generated = draw_samples(self.config, self.hierarchy, labels, reduction=self.reduction, what=what)
+        how = sampling_text(self.config, self.hierarchy)
+        return Drawn(generated.images, torch.tensor(labels), how), generated.codes
+
+    def _copies(
+        self, drawn: Drawn, codes: dict[str, Tensor], training: Images, reconstruction_error: float
+    ) -> Measured:
         copies = copy_share(
-            generated.images,
-            generated.codes,
+            drawn.images,
+            codes,
             training["images"],
             _training_codes(self.run, self.hierarchy.channels),
             threshold=reconstruction_error,
         )
         about = (
-            f"share of {len(generated.images)} generated images whose codes equal those of one of "
+            f"share of {len(drawn.images)} generated images ({drawn.how}) whose codes equal those of one of "
             f"{len(training['images'])} training images, or whose pixels are as near to one as reconstructions are on "
             "average (mean squared error on [0, 1] up to "
             f"{reconstruction_error:.2g})"
@@ -202,13 +226,12 @@ class _Evaluation:
             {group: {"copies": copies.share, "copies_by_codes": copies.by_codes}}, {f"{group}.copies": about}
         )
 
-    def _rejection(self, generated: Tensor, labels: Tensor, training: Images, eyes: _Eyes, seen: Seen) -> Measured:
+    def _rejection(self, drawn: Drawn, training: Images, eyes: _Eyes, seen: Seen) -> Measured:
         if reason := why_no_rejection(training):
             return Measured(about={"rejection": reason})
         return measure_rejection(
             self.config,
-            generated,
-            labels,
+            drawn,
             training,
             judge=self._judge(training, eyes.extractor),
             extractor=eyes.extractor,

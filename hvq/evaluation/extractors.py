@@ -32,7 +32,7 @@ class FeatureExtractor(Protocol):
 
     Attributes:
         kind: one word; numbers of two extractors of one kind are called alike, and compare only where `name` is equal.
-        name: which one it is, and what it was trained on.
+        name: which one it is, what it was trained on, and whether what is measured was trained to please it.
     """
 
     kind: str
@@ -48,12 +48,14 @@ class ClassifierExtractor:
 
     Args:
         classifier: of classes, or of rotations, whose probabilities say nothing of images and are left out.
+        loss: what its features are to the loss of the autoencoder that is measured, in words; empty where they are
+            nothing to it.
     """
 
-    def __init__(self, classifier: OwnClassifier) -> None:
+    def __init__(self, classifier: OwnClassifier, *, loss: str = "") -> None:
         self.classifier = classifier
         self.kind = "classifier" if classifier.description.task == "classes" else "rotations"
-        self.name = classifier.name
+        self.name = f"{classifier.name} ({loss})" if loss else classifier.name
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Extracted:

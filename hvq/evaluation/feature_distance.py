@@ -11,8 +11,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from hvq.autoencoders.perceptual import FeatureDistance, LayerDistance
-from hvq.errors import ConfigurationError
-from hvq.evaluation.own_classifier import OwnClassifier, load_own_classifier
+from hvq.config import AutoencoderTrainingConfig
+from hvq.errors import CheckpointError, ConfigurationError
+from hvq.evaluation.own_classifier import OwnClassifier, hash_tensors, load_own_classifier
 from hvq.evaluation.perceptual import SMALLEST_SIDE
 from hvq.evaluation.pretrained import WeightsMissing, load_lpips_network
 
@@ -39,6 +40,33 @@ def load_feature_distance(extractor: str, *, channels: int, size: Sequence[int])
             "one of an evaluation of images like these"
         )
     return LayerDistance(classifier.name, _blocks(classifier))
+
+
+def in_loss(training: AutoencoderTrainingConfig, classifier: OwnClassifier) -> str:
+    """What a classifier's features are to the loss of an autoencoder: who learns to match them scores well by them.
+
+    Args:
+        training: of the autoencoder, which names the folders of its perceptual terms.
+        classifier: that is compared with theirs, by its weights.
+
+    Returns:
+        A few words for people; empty where no term has these features.
+    """
+    same, unknown = [], []
+    for name, term in training.reconstruction.items():
+        if term.kind != "perceptual" or term.extractor == "lpips":
+            continue
+        try:
+            if load_own_classifier(Path(term.extractor)).digest == classifier.digest:
+                same.append(name)
+        except CheckpointError:
+            unknown.append(name)
+    texts = [f"the autoencoder's own loss {name} is of these very features, which flatters it" for name in same]
+    texts += [
+        f"whether the autoencoder's own loss {name} is of these very features is not known: its classifier is gone"
+        for name in unknown
+    ]
+    return "; ".join(texts)
 
 
 def _blocks(classifier: OwnClassifier) -> list[nn.Module]:
@@ -69,6 +97,8 @@ def _lpips(channels: int, size: Sequence[int]) -> FeatureDistance:
             f"and are {size[0]}x{size[1]}: name the folder of a classifier of your own as extractor"
         )
     try:
-        return _Lpips("LPIPS on AlexNet, by torchmetrics", load_lpips_network())
+        network = load_lpips_network()
     except WeightsMissing as missing:
         raise ConfigurationError(f"{missing}; or name the folder of a classifier of your own as extractor") from None
+    digest = hash_tensors(network.state_dict().values())[:8]
+    return _Lpips(f"LPIPS {digest} on AlexNet, by torchmetrics", network)

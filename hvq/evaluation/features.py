@@ -1,14 +1,49 @@
-"""Features of images as metrics take them in and keep them.
+"""Features of images as metrics of two sets take them in and keep them.
 
 Letters: N samples, F features.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from hvq.errors import DataError
+
+
+class TwoSets(Metric):  # type: ignore[misc]  # torchmetrics is not analysed, so its Metric is Any
+    """A metric of two sets of features, of real images and of others.
+
+    Args:
+        features: F.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    def __init__(self, *, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def update(self, features: Tensor, *, real: bool) -> None:
+        """Add samples to one of the sets; each process adds to both, no samples where it has none.
+
+        Args:
+            features: floating point `[N, F]`.
+            real: which set.
+
+        Raises:
+            DataError: where the shape is another one, or a feature is not finite.
+        """
+        check_features(features, self.features)
+        self._add(features.double(), "real" if real else "fake")
+
+    @abstractmethod
+    def _add(self, features: Tensor, side: str) -> None:
+        """Keep what is needed of float64 `[N, F]`, in the states whose names begin with the side's."""
 
 
 def check_features(features: Tensor, width: int) -> None:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from hvq.errors import DataError
-from hvq.evaluation.features import check_features
+from hvq.evaluation.features import TwoSets
 
 
-class FrechetDistance(Metric):  # type: ignore[misc]  # torchmetrics is not analysed, so its Metric is Any
+class FrechetDistance(TwoSets):
     """Squared Fréchet distance between the Gaussians that have the mean and covariance of two sets of features.
 
     |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)), from 0 for equal ones upwards; lower is better. Equation (6) of Heusel et
@@ -35,8 +34,6 @@ class FrechetDistance(Metric):  # type: ignore[misc]  # torchmetrics is not anal
     9.0
     """
 
-    is_differentiable = False
-    full_state_update = False
     higher_is_better = False
 
     real_sum: Tensor
@@ -47,7 +44,7 @@ class FrechetDistance(Metric):  # type: ignore[misc]  # torchmetrics is not anal
     fake_count: Tensor
 
     def __init__(self, *, features: int) -> None:
-        super().__init__()
+        super().__init__(features=features)
         for side in ("real", "fake"):
             self.add_state(f"{side}_sum", torch.zeros(features, dtype=torch.float64), dist_reduce_fx="sum")
             self.add_state(
@@ -55,26 +52,11 @@ class FrechetDistance(Metric):  # type: ignore[misc]  # torchmetrics is not anal
             )
             self.add_state(f"{side}_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, features: Tensor, *, real: bool) -> None:
-        """Add samples to one of the sets.
-
-        Args:
-            features: floating point `[N, F]`.
-            real: which set.
-
-        Raises:
-            DataError: where the shape is another one, or a feature is not finite.
-        """
-        check_features(features, self.real_sum.shape[0])
+    def _add(self, features: Tensor, side: str) -> None:
         features = features.to(self.real_sum)
-        if real:
-            self.real_sum += features.sum(0)
-            self.real_products += features.T @ features
-            self.real_count += len(features)
-        else:
-            self.fake_sum += features.sum(0)
-            self.fake_products += features.T @ features
-            self.fake_count += len(features)
+        sums = {"sum": features.sum(0), "products": features.T @ features, "count": len(features)}
+        for name, value in sums.items():
+            setattr(self, f"{side}_{name}", getattr(self, f"{side}_{name}") + value)
 
     def compute(self) -> float:
         """The distance, over all samples of all processes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,6 @@ class Generated:
     images: Tensor
 
 
-@torch.no_grad()
 def decode_images(
     hierarchy: Hierarchy,
     codes: Mapping[str, Tensor],
@@ -54,9 +53,48 @@ def decode_images(
     Raises:
         DataError: where levels have different numbers of codes, or grids or codes do not fit the autoencoder.
     """
+    size = hierarchy.image_size if size is None else size
+    none = torch.zeros(0, hierarchy.channels, *size)
+    return torch.cat([none, *_decoded(hierarchy, codes, chunk_size=chunk_size, size=size, absent=absent)])
+
+
+def decode_bytes(
+    hierarchy: Hierarchy,
+    codes: Mapping[str, Tensor],
+    *,
+    chunk_size: int,
+    size: Sequence[int] | None = None,
+    absent: Collection[str] = (),
+) -> Tensor:
+    """`decode_images`, uint8 `[n, C, H, W]`; no more than a chunk of it is ever held in floating point.
+
+    Args:
+        hierarchy: as there.
+        codes: as there.
+        chunk_size: as there.
+        size: as there.
+        absent: as there.
+
+    Raises:
+        DataError: as there.
+    """
+    size = hierarchy.image_size if size is None else size
+    codes = in_level_order(codes, hierarchy.autoencoder.level_names, "codes")
+    images = torch.empty(len(next(iter(codes.values()))), hierarchy.channels, *size, dtype=torch.uint8)
+    start = 0
+    for part in _decoded(hierarchy, codes, chunk_size=chunk_size, size=size, absent=absent):
+        images[start : start + len(part)] = unit_to_bytes(part)
+        start += len(part)
+    return images
+
+
+@torch.no_grad()
+def _decoded(
+    hierarchy: Hierarchy, codes: Mapping[str, Tensor], *, chunk_size: int, size: Sequence[int], absent: Collection[str]
+) -> Iterator[Tensor]:
+    """Images of codes, chunk by chunk, in [0, 1], on the CPU."""
     model = hierarchy.autoencoder
     device = next(model.parameters()).device
-    size = hierarchy.image_size if size is None else size
     codes = in_level_order(codes, model.level_names, "codes")
     rows = {name: len(code) for name, code in codes.items()}
     if len(set(rows.values())) > 1:
@@ -67,8 +105,8 @@ def decode_images(
         on_device = {name: code.to(device) for name, code in part.items()}
         return {"images": model_to_unit(model.decode(on_device, size=size, absent=absent)).cpu()}
 
-    none = torch.zeros(0, hierarchy.channels, *size)
-    return torch.cat([none, *(part["images"] for part in map_chunks(decode, codes, chunk_size))])
+    for part in map_chunks(decode, codes, chunk_size):
+        yield part["images"]
 
 
 def generate(
@@ -109,14 +147,8 @@ def generate(
             fit theirs.
         ConfigurationError: where guidance is asked for, and the prior has no classes; or a level has no codes.
     """
-    hierarchy.autoencoder.require_codes("sampling")
-    names, given = hierarchy.autoencoder.level_names, given or {}
-    missing = [name for name in names if name not in hierarchy.priors and name not in given]
-    if missing:
-        raise CheckpointError(f"sampling takes a prior for every level; train that of {', '.join(missing)} first")
-    unknown = [name for name in options or {} if name not in names]
-    if unknown:
-        raise DataError(f"options name {', '.join(unknown)}, which is not a level; the levels are {', '.join(names)}")
+    given = given or {}
+    _require_levels(hierarchy, given=given, options=options or {})
     check_level_codes(hierarchy, given, rows=len(samples), what="given codes of level ")
     codes = sample_hierarchy(
         hierarchy.priors,
@@ -132,8 +164,20 @@ def generate(
         after_position=after_position,
         after_level=after_level,
     )
-    codes = in_level_order(codes, names, "codes")
-    return Generated(codes, unit_to_bytes(decode_images(hierarchy, codes, chunk_size=chunk_size)))
+    codes = in_level_order(codes, hierarchy.autoencoder.level_names, "codes")
+    return Generated(codes, decode_bytes(hierarchy, codes, chunk_size=chunk_size))
+
+
+def _require_levels(hierarchy: Hierarchy, *, given: Collection[str], options: Collection[str]) -> None:
+    """Refuse to draw where a level has neither prior nor codes, or options are of none."""
+    hierarchy.autoencoder.require_codes("sampling")
+    names = hierarchy.autoencoder.level_names
+    missing = [name for name in names if name not in hierarchy.priors and name not in given]
+    if missing:
+        raise CheckpointError(f"sampling takes a prior for every level; train that of {', '.join(missing)} first")
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise DataError(f"options name {', '.join(unknown)}, which is not a level; the levels are {', '.join(names)}")
 
 
 def check_level_codes(hierarchy: Hierarchy, codes: Mapping[str, Tensor], *, rows: int, what: str) -> None:

@@ -16,6 +16,7 @@ from hvq.data import spread_rows
 from hvq.distributed import Reduction
 from hvq.evaluation.classification import SMALLEST_SIDE
 from hvq.evaluation.extractors import ClassifierExtractor, FeatureExtractor, InceptionExtractor
+from hvq.evaluation.feature_distance import in_loss
 from hvq.evaluation.frechet import FrechetDistance
 from hvq.evaluation.inception_score import InceptionScore
 from hvq.evaluation.kernel_distance import KernelDistance, KernelScore
@@ -86,7 +87,7 @@ def build_extractor(
         device=device,
         reduction=reduction,
     )
-    return ClassifierExtractor(classifier), ""
+    return ClassifierExtractor(classifier, loss=in_loss(config.autoencoder_training, classifier)), ""
 
 
 def see(
@@ -103,13 +104,13 @@ def see(
     """
 
     def forward(part: dict[str, Tensor]) -> dict[str, Tensor]:
-        seen = extractor(part["images"].to(device))
+        seen = extractor(images[part["numbers"]].to(device))
         return {"features": seen.features.double(), "probabilities": seen.probabilities.double()}
 
     numbers = torch.arange(len(images))
     mine = numbers[numbers // chunk_size % reduction.size == reduction.rank]
     # A process without any still has to know how many features there are.
-    parts = list(map_chunks(forward, {"images": images[mine] if len(mine) else images[:1]}, chunk_size))
+    parts = list(map_chunks(forward, {"numbers": mine if len(mine) else numbers[:1]}, chunk_size))
     columns = {name: torch.cat([part[name] for part in parts])[: len(mine)] for name in parts[0]}
     return Seen(numbers=mine.to(device), total=len(images), **columns)
 
@@ -124,7 +125,7 @@ def frechet(real: Seen, fake: Seen) -> float:
 
 def precision_recall(real: Seen, fake: Seen, neighbours: int) -> PrecisionRecall | None:
     """Precision and recall of a set; None where one of them is too small for its manifold."""
-    if min(real.total, fake.total) <= neighbours:
+    if too_few_for_manifolds(min(real.total, fake.total), neighbours):
         return None
     metric = ManifoldPrecisionRecall(features=real.features.shape[1], neighbours=neighbours).to(real.features.device)
     metric.update(real.features, real=True)
@@ -133,24 +134,49 @@ def precision_recall(real: Seen, fake: Seen, neighbours: int) -> PrecisionRecall
     return found
 
 
+def too_few_for_manifolds(images: int, neighbours: int) -> str:
+    """Why there is no precision and recall of sets of which the smaller has so many images; empty where there is.
+
+    >>> too_few_for_manifolds(3, 3), too_few_for_manifolds(4, 3)
+    ('left out, since manifolds take more than 3 images of each set, and there are 3 of one', '')
+    """
+    if images > neighbours:
+        return ""
+    return f"left out, since manifolds take more than {neighbours} images of each set, and there are {images} of one"
+
+
+def _too_few_for_distances(images: int) -> str:
+    return (
+        "" if images >= 2 else f"left out, since a distance takes two images of each set, and there is {images} of one"
+    )
+
+
 def measure_rfid(extractor: FeatureExtractor, held_out: Seen, restored: Seen) -> Measured:
     """Fréchet distance between held-out images and their reconstructions."""
     name = f"{extractor.kind}_rfid"
-    about = (
-        f"rFID: Fréchet distance between {held_out.total} held-out images and their reconstructions, {_on(extractor)}"
+    if reason := _too_few_for_distances(held_out.total):
+        return Measured({"reconstruction": {name: None}}, {f"reconstruction.{name}": reason})
+    text = (
+        f"rFID: Fréchet distance between {held_out.total} held-out images and their reconstructions, {_on(extractor)}; "
+        f"lower is better{_caveat(held_out, held_out.total)}"
     )
-    if restored.total < 2:
-        return Measured({"reconstruction": {name: None}}, {f"reconstruction.{name}": "left out: there is one image"})
-    text = f"{about}; lower is better{_caveat(held_out, held_out.total)}"
     return Measured({"reconstruction": {name: frechet(held_out, restored)}}, {f"reconstruction.{name}": text})
 
 
 def measure_generation(
-    extractor: FeatureExtractor, training: Seen, held_out: Seen, generated: Seen, *, neighbours: int, seed: int
+    extractor: FeatureExtractor,
+    training: Seen,
+    held_out: Seen,
+    generated: Seen,
+    *,
+    neighbours: int,
+    seed: int,
+    how: str,
 ) -> Measured:
     """FID, KID, Inception score, precision and recall of samples against training images.
 
-    Held-out images get the same numbers beside them: what perfect samples would reach, but for their number.
+    Held-out images get the same numbers beside them: what perfect samples would reach, but for their number. Precision
+    and recall depend on how many images there are, so all of them are of as many as the smallest of the three sets has.
 
     Args:
         extractor: that gave the features.
@@ -159,25 +185,41 @@ def measure_generation(
         generated: samples.
         neighbours: k of precision and recall.
         seed: of the subsets of KID.
+        how: samples were drawn, in words.
     """
     kind, equal = extractor.kind, min(training.total, held_out.total, generated.total)
     numbers: Numbers = {"extractor": described(extractor)}
-    subsets: dict[str, str] = {}
-    for ending, fake in (("", generated), ("_held_out", held_out)):
-        kernel = _kernel_distance(training, fake, seed)
-        values: Numbers = {"fid": None, "kid": None, "kid_deviation": None, "score": _score(fake)}
-        if kernel is not None:
+    about = _about_generation(extractor, training, held_out, generated, neighbours)
+    for ending, fake, what in (("", generated, "samples"), ("_held_out", held_out, "held-out images")):
+        left_out = _left_out(training, fake, equal, neighbours)
+        values: Numbers = dict.fromkeys(("fid", "kid", "kid_deviation", "score", "precision", "recall"))
+        if "fid" not in left_out:
+            kernel = _kernel_distance(training, fake, seed)
             values |= {"fid": frechet(training, fake), "kid": kernel.mean, "kid_deviation": kernel.deviation}
-            subsets[ending] = f"{kernel.subsets} subset(s) of {kernel.subset_size}"
-        manifolds = precision_recall(training.spread(equal), fake.spread(equal), neighbours)
-        values["precision"], values["recall"] = manifolds or (None, None)
+            about[f"kid{ending}"] = (
+                f"KID: kernel distance between {fake.total} {what} and {training.total} training images, unbiased, "
+                f"mean over {kernel.subsets} subset(s) of {kernel.subset_size}, with the deviation beside it, "
+                f"{_on(extractor)}; 0 is alike"
+            )
+        if "score" not in left_out:
+            values["score"] = _score(fake)
+        if manifolds := precision_recall(training.spread(equal), fake.spread(equal), neighbours):
+            values |= manifolds._asdict()
         numbers |= {f"{kind}_{name}{ending}": value for name, value in values.items()}
-    on, real = _on(extractor), f"{training.total} training images"
-    about = {
-        "fid": f"FID: Fréchet distance between {generated.total} samples and {real}, {on}; lower is better"
-        + _caveat(training, min(generated.total, training.total)),
-        "kid": f"KID: kernel distance between {generated.total} samples and {real}, unbiased, mean over "
-        f"{subsets.get('', 'none')}, with the deviation beside it, {on}; 0 is alike",
+        about |= {f"{name}{ending}": reason for name, reason in left_out.items()}
+    texts = {f"generation.{kind}_{name}": text for name, text in about.items()}
+    return Measured({"generation": numbers}, {"generation": f"of {generated.total} samples ({how})", **texts})
+
+
+def _about_generation(
+    extractor: FeatureExtractor, training: Seen, held_out: Seen, generated: Seen, neighbours: int
+) -> dict[str, str]:
+    """What numbers of samples mean, where none is left out, but for KID."""
+    equal = min(training.total, held_out.total, generated.total)
+    on = _on(extractor)
+    return {
+        "fid": f"FID: Fréchet distance between {generated.total} samples and {training.total} training images, {on}; "
+        "lower is better" + _caveat(training, min(generated.total, training.total)),
         "score": f"Inception score of {generated.total} samples as one split, {on}; from 1 to the number of classes, "
         "higher is better",
         "precision": f"share of {equal} samples that lie in the manifold of {equal} training images, of {neighbours} "
@@ -187,18 +229,22 @@ def measure_generation(
         "held_out": f"names that end so: the same of {held_out.total} held-out images in place of samples; FID is the "
         "higher the fewer images there are, KID is not, and precision and recall are of equal numbers",
     }
-    if not generated.probabilities.shape[1]:
-        about["score"] = "left out, since an extractor that was trained without labels knows no classes"
-    if equal <= neighbours:
-        about["precision"] = about["recall"] = f"left out, since manifolds take more images than {neighbours}"
-    if min(equal, training.total) < 2:
-        about["fid"] = about["kid"] = "left out, since a distance takes two images of each set"
-    return Measured({"generation": numbers}, {f"generation.{kind}_{name}": text for name, text in about.items()})
 
 
-def _kernel_distance(real: Seen, fake: Seen, seed: int) -> KernelScore | None:
-    if min(real.total, fake.total) < 2:
-        return None
+def _left_out(training: Seen, fake: Seen, equal: int, neighbours: int) -> dict[str, str]:
+    """Numbers that a set does not get, and why; all others it gets."""
+    distances = _too_few_for_distances(min(training.total, fake.total))
+    manifolds = too_few_for_manifolds(equal, neighbours)
+    no_classes = "left out, since an extractor that was trained without labels knows no classes"
+    reasons = {
+        **dict.fromkeys(("fid", "kid"), distances),
+        "score": "" if fake.probabilities.shape[1] else no_classes,
+        **dict.fromkeys(("precision", "recall"), manifolds),
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _kernel_distance(real: Seen, fake: Seen, seed: int) -> KernelScore:
     kernel = KernelDistance(features=real.features.shape[1], seed=seed).to(real.features.device)
     kernel.update(real.features, real.numbers, real=True)
     kernel.update(fake.features, fake.numbers, real=False)
@@ -206,11 +252,8 @@ def _kernel_distance(real: Seen, fake: Seen, seed: int) -> KernelScore | None:
     return found
 
 
-def _score(seen: Seen) -> float | None:
-    classes = seen.probabilities.shape[1]
-    if not classes:
-        return None
-    score = InceptionScore(classes=classes).to(seen.features.device)
+def _score(seen: Seen) -> float:
+    score = InceptionScore(classes=seen.probabilities.shape[1]).to(seen.features.device)
     score.update(seen.probabilities)
     return float(score.compute())
 

@@ -12,14 +12,15 @@ from hvq.distributed import Reduction
 from hvq.evaluation.generation import level_code_shape
 from hvq.evaluation.likelihood import LIKELIHOODS, PixelPairs, bits_per_dimension
 from hvq.evaluation.measured import Measured, Numbers
+from hvq.priors.guidance import num_classes
 from hvq.priors.likelihood import nats_per_code
 from hvq.storage import Hierarchy, RunFolder, encoder_hash
 
 _ABOUT_PRIORS = (
-    "nats per code. held_out_nats: of held-out codes; train_nats: of as many training images, spread over all of them, "
-    "without augmentation and drop-out, far fewer where a prior over-fits; unigram_entropy: what a model reaches that "
-    "knows the frequencies of the held-out codes alone; log_codebook_size: log K, one that takes all codes for equally "
-    "likely"
+    "nats per code{given}. held_out_nats: of held-out codes; train_nats: of as many training images, spread over all "
+    "of them, without augmentation and drop-out, far fewer where a prior over-fits; unigram_entropy: what a model "
+    "reaches that knows the frequencies of the held-out codes alone{without}; log_codebook_size: log K, one that takes "
+    "all codes for equally likely"
 )
 _ABOUT_BITS = (
     "bits of one image's codes, of all levels, those of padding included, without which it cannot be decoded. raw: "
@@ -52,7 +53,9 @@ def measure_priors(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, redu
         }
         references = {"unigram_entropy": held_out.entropy(name), "log_codebook_size": math.log(prior.codebook_size)}
         priors[name] = nats | references
-    return Measured({"priors": priors}, {"priors": _ABOUT_PRIORS})
+    given = _given_the_class(hierarchy)
+    about = _ABOUT_PRIORS.format(given=given, without=", without the class" if given else "")
+    return Measured({"priors": priors}, {"priors": about})
 
 
 def measure_bits(hierarchy: Hierarchy, priors: Numbers) -> Measured:
@@ -72,7 +75,8 @@ def measure_bits(hierarchy: Hierarchy, priors: Numbers) -> Measured:
     texts = [_ABOUT_BITS]
     if priors:
         uniform = f"; of {', '.join(without)}, which has no prior, log2 K" if without else ""
-        texts.append(f"priors: mean over held-out images of minus log2 of the codes' probability{uniform}")
+        given = _given_the_class(hierarchy)
+        texts.append(f"priors: mean over held-out images of minus log2 of the codes' probability{given}{uniform}")
     numbers = {"raw": raw, "priors": under_priors if priors else None}
     return Measured({"bits_per_image": numbers}, {"bits_per_image": "; ".join(texts)})
 
@@ -111,7 +115,7 @@ def measure_likelihood(
             "code_bits": found.codes,
             "scale": found.scale,
         }
-    codes = "under the priors" if under_priors else "under the uniform prior, log2 K each"
+    codes = f"under the priors{_given_the_class(hierarchy)}" if under_priors else "under the uniform prior, log2 K each"
     about = (
         "upper bound on bits per pixel and channel of held-out images, equation (6): reconstruction_bits, -log2 p(x | "
         f"z), plus code_bits, -log2 p(z) {codes}. p(x | z) is a Gaussian or a logistic distribution around the "
@@ -120,3 +124,9 @@ def measure_likelihood(
         f"{len(training['images'])} training images are most probable given their reconstructions"
     )
     return Measured({"likelihood": numbers}, {"likelihood": about})
+
+
+def _given_the_class(hierarchy: Hierarchy) -> str:
+    """What the nats and bits of priors that know classes are given, in words; empty of those that know none."""
+    text = " given the class of each image that has one, whose own bits are not counted"
+    return text if any(map(num_classes, hierarchy.priors.values())) else ""

@@ -110,7 +110,10 @@ def measure_reconstruction(
         together.update(codes)
     lpips = None if perceptual is None else perceptual.compute().lpips
     grey = ", grey images repeated to three channels" * (source.channels == 1)
-    lpips_about = f"LPIPS on AlexNet for pixels in [0, 1]{grey}, mean over images; lower is better, 0 is identical"
+    lpips_about = (
+        f"LPIPS on AlexNet for pixels in [0, 1]{grey}, mean over images; lower is better, 0 is identical"
+        f"{_in_loss(config)}"
+    )
     about = {
         **{f"reconstruction.{name}": text for name, text in metrics.about().items()},
         "reconstruction.lpips": no_perceptual or lpips_about,
@@ -234,6 +237,12 @@ def _perceptual_distance(
         return None, f"left out, since images are smaller than the {SMALLEST_SIDE} pixels that AlexNet takes"
     network, reason = loaded_everywhere(load_lpips_network, reduction, device)
     return (None, f"left out: {reason}") if network is None else (PerceptualDistance(network).to(device), "")
+
+
+def _in_loss(config: RunConfig) -> str:
+    terms = config.autoencoder_training.reconstruction.items()
+    names = [name for name, term in terms if term.kind == "perceptual" and term.extractor == "lpips"]
+    return "".join(f"; the autoencoder's own loss {name} is this very distance, which flatters it" for name in names)
 
 
 def _share(source: ImageSource, config: RunConfig, reduction: Reduction) -> Iterator[Batch]:

@@ -6,6 +6,7 @@ Its folder holds `model.safetensors` and `config.json`, as those of models do.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +56,15 @@ class OwnClassifier:
     description: ClassifierDescription
 
     @property
+    def digest(self) -> str:
+        """Hash of its weights."""
+        return hash_tensors(self.network.state_dict().values())
+
+    @property
     def name(self) -> str:
         """What a reader has to know: that it is this one, and what it has learned from."""
-        about, digest = self.description, _hash(*self.network.state_dict().values())[:8]
-        trained_on = f"classifier {digest} trained on {about.images} real images"
+        about = self.description
+        trained_on = f"classifier {self.digest[:8]} trained on {about.images} real images"
         if about.task == "classes":
             return f"{trained_on} of {about.num_classes} classes"
         return f"{trained_on} without labels, to tell {about.num_classes} rotations"
@@ -108,7 +114,7 @@ def own_classifier(
         images=len(images),
         steps=steps,
         seed=seed,
-        data_hash=_hash(images, labels),
+        data_hash=hash_tensors((images, labels)),
     )
     network = _empty(description).to(device)
     if reduction.rank == 0:
@@ -116,7 +122,7 @@ def own_classifier(
         if weights is None:
             if task == "rotations":
                 images, labels = rotated(images, turns=num_classes, seed=seed)
-            fitted = fit_classifier(images.to(device), labels, num_classes=num_classes, steps=steps, seed=seed)
+            fitted = fit_classifier(images, labels, num_classes=num_classes, steps=steps, seed=seed, device=device)
             weights = {name: tensor.detach() for name, tensor in fitted.state_dict().items()}
             _save(folder, description, weights)
         load_state(network, weights, folder, "classifier")
@@ -185,7 +191,8 @@ def _save(folder: Path, description: ClassifierDescription, weights: dict[str, T
     write_folder(folder, write)
 
 
-def _hash(*tensors: Tensor) -> str:
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 over types, shapes and bytes."""
     digest = hashlib.sha256()
     for tensor in tensors:
         plain = tensor.detach().cpu().contiguous()

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from hvq.errors import ConfigurationError, DataError
-from hvq.evaluation.features import check_features, joined
+from hvq.evaluation.features import TwoSets, joined
 
 ROWS_AT_ONCE = 1024
 NEIGHBOURS = 3
@@ -33,7 +32,7 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-class ManifoldPrecisionRecall(Metric):  # type: ignore[misc]  # torchmetrics is not analysed, so its Metric is Any
+class ManifoldPrecisionRecall(TwoSets):
     """Improved precision and recall of Kynkäänniemi et al. (2019, arXiv 1904.06991), equations (1) and (2).
 
     The manifold of a set is all that lies within the distance from a sample to its k-th nearest neighbour among the
@@ -56,34 +55,21 @@ class ManifoldPrecisionRecall(Metric):  # type: ignore[misc]  # torchmetrics is 
     (0.6667, 0.5)
     """
 
-    is_differentiable = False
-    full_state_update = False
     higher_is_better = True
 
     real: list[Tensor]
     fake: list[Tensor]
 
     def __init__(self, *, features: int, neighbours: int = NEIGHBOURS) -> None:
-        super().__init__()
+        super().__init__(features=features)
         if neighbours < 1:
             raise ConfigurationError(f"neighbours must be at least 1; received {neighbours}")
-        self.features = features
         self.neighbours = neighbours
         self.add_state("real", [], dist_reduce_fx="cat")
         self.add_state("fake", [], dist_reduce_fx="cat")
 
-    def update(self, features: Tensor, *, real: bool) -> None:
-        """Add samples to one of the sets; each process adds to both, no samples where it has none.
-
-        Args:
-            features: floating point `[N, F]`.
-            real: which set.
-
-        Raises:
-            DataError: where the shape is another one, or a feature is not finite.
-        """
-        check_features(features, self.features)
-        (self.real if real else self.fake).append(features.double())
+    def _add(self, features: Tensor, side: str) -> None:
+        getattr(self, side).append(features)
 
     def compute(self) -> PrecisionRecall:
         """Both, over all samples of all processes.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -44,36 +45,43 @@ def gather_images(
         config: of the run, which says how images are read.
         source: the split.
         reduction: over the processes, which read images in turn.
-        device: where they go; processes of several GPUs exchange nothing that is elsewhere.
+        device: where processes exchange them, one chunk of each at a time; those of several GPUs exchange nothing that
+            is elsewhere.
         restore: gives reconstructions; none are made by default.
 
     Returns:
-        `indices` in the split, int64 `[m]`, `labels`, int64 `[m]`, -1 where unknown, `images`, uint8 `[m, C, H, W]`,
-        and `restored`, of the same form.
+        On the CPU, `indices` in the split, int64 `[m]`, `labels`, int64 `[m]`, -1 where unknown, `images`, uint8
+        `[m, C, H, W]`, and `restored`, of the same form.
     """
-    none = torch.zeros(0, dtype=torch.int64)
-    no_images = torch.zeros(0, source.channels, *source.size, dtype=torch.uint8)
-    columns = {"indices": [none], "labels": [none], "images": [no_images]}
-    if restore is not None:
-        columns["restored"] = [no_images]
-    for batch in ordered_batches(
-        Subset(source, spread_rows(len(source), most_real_images(source.size, source.channels))),
+    some = Subset(source, spread_rows(len(source), most_real_images(source.size, source.channels)))
+    pictures = ("images",) if restore is None else ("images", "restored")
+    columns = {name: torch.zeros(len(some), dtype=torch.int64) for name in ("indices", "labels")}
+    columns |= {name: torch.zeros(len(some), source.channels, *source.size, dtype=torch.uint8) for name in pictures}
+    batches = ordered_batches(
+        some,
         chunk_size=config.chunk_size,
         rank=reduction.rank,
         processes=reduction.size,
         workers=config.data.workers,
-    ):
-        values = {"indices": batch.indices, "labels": batch.labels, "images": batch.images}
-        if restore is not None:
-            values["restored"] = restore(batch.images).cpu()
+    )
+    filled, exchanges = 0, range(0, len(some), config.chunk_size * reduction.size)
+    # A process takes part in each exchange, also in the last one, for which there may be no chunk of its own.
+    for _, batch in zip_longest(exchanges, batches):
+        values = {name: column[:0] for name, column in columns.items()}
+        if batch is not None:
+            values = {"indices": batch.indices, "labels": batch.labels, "images": batch.images}
+            if restore is not None:
+                values["restored"] = restore(batch.images)
         for name, value in values.items():
-            columns[name].append(value)
-    gathered = {name: reduction.concatenate(torch.cat(parts).to(device)) for name, parts in columns.items()}
-    order = gathered["indices"].argsort()
-    return {name: column[order] for name, column in gathered.items()}
+            rows = reduction.concatenate(value.to(device)).cpu()
+            columns[name][filled : filled + len(rows)] = rows
+        filled += len(rows)
+    return columns
 
 
 def labelled(images: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of `gather_images` whose class is known."""
+    """Those of `gather_images` whose class is known; the very tensors where all are."""
     known = images["labels"] >= 0
+    if bool(known.all()):
+        return images
     return {name: column[known] for name, column in images.items()}

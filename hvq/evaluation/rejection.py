@@ -148,7 +148,9 @@ def fit_judge(
     real = labelled(gather_images(config, source, reduction, device))
     _require_seen(hierarchy, labels, real["labels"])
     steps, number = config.evaluation.classifier_steps, len(hierarchy.classes)
-    classifier = fit_classifier(real["images"], real["labels"], num_classes=number, steps=steps, seed=config.seed)
+    classifier = fit_classifier(
+        real["images"], real["labels"], num_classes=number, steps=steps, seed=config.seed, device=device
+    )
     return Judge(classifier, share)
 
 
@@ -163,15 +165,19 @@ def own_class_probabilities(classifier: nn.Module, images: Tensor, labels: Tenso
     Returns:
         float64 `[n]`, on the classifier's device.
     """
-    device = next(classifier.parameters()).device
-    probabilities = class_probabilities(classifier, images.to(device))
-    return probabilities.gather(1, labels.to(device).unsqueeze(1)).squeeze(1)
+    probabilities = class_probabilities(classifier, images)
+    return probabilities.gather(1, labels.to(probabilities.device).unsqueeze(1)).squeeze(1)
 
 
 def _require_classes(hierarchy: Hierarchy, labels: Sequence[int]) -> None:
     if not hierarchy.classes or min(labels, default=0) < 0:
         found = "there are samples without one" if hierarchy.classes else "this run was trained without labels"
         raise DataError(f"keeping the surest samples takes the class of each, and {found}: keep all instead")
+    if len(hierarchy.classes) < 2:
+        raise DataError(
+            f"keeping the surest samples takes two classes to tell apart, and this run has {hierarchy.classes[0]} alone"
+            ": keep all instead"
+        )
     if min(hierarchy.image_size) < SMALLEST_SIDE:
         raise DataError(
             f"keeping the surest samples takes images of at least {SMALLEST_SIDE}x{SMALLEST_SIDE}; those of this run "

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,7 @@ def _sections(
     notes: Mapping[str, str],
     facts: Mapping[str, str],
 ) -> list[Section]:
-    def pictures(title: str, *names: str, note: str = "") -> Section:
-        present = [figures[name] for name in names if name in figures]
-        return Section(title, figures=present, notes=_noted(note, *(notes.get(name, "") for name in names)))
-
+    pictures = partial(_pictures, figures, notes)
     score = metrics.get("classification_accuracy_score", {})
     reconstruction = reconstruction_rows(metrics.get("reconstruction", {}))
     generation = generation_rows(metrics.get("generation", {}))
@@ -231,6 +229,13 @@ def _sections(
         Section("This run", definitions=list(facts.items())),
     ]
     return [section for section in sections if section.has_content]
+
+
+def _pictures(
+    figures: Mapping[str, Figure], notes: Mapping[str, str], title: str, *names: str, note: str = ""
+) -> Section:
+    present = [figures[name] for name in names if name in figures]
+    return Section(title, figures=present, notes=_noted(note, *(notes.get(name, "") for name in names)))
 
 
 def _noted(*texts: str) -> list[str]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hvq.config import RunConfig
 from hvq.data import CodeFolder, ImageSource, Sources, ordered_batches
-from hvq.data.pixels import bytes_to_model, unit_to_bytes
+from hvq.data.pixels import bytes_to_model
 from hvq.evaluation.code_usage import CodeUsage
-from hvq.evaluation.generation import decode_images
+from hvq.evaluation.generation import decode_bytes
 from hvq.evaluation.pictures import (
     reconstruction_grid,
     rejection_curve,
@@ -49,7 +49,7 @@ def write_run_report(config: RunConfig, run: RunFolder, sources: Sources, *, sta
     stand_ins = {name: metrics.get("levels", {}).get(name, {}).get("absent_stand_in", "") for name in names}
     write_report(
         run.path,
-        title=f"{config.data.kind}: {len(names)} level{'s' if len(names) > 1 else ''} of discrete latents",
+        title=f"{config.data.kind}: {len(names)} level{'s' if len(names) > 1 else ''} of {_kind_of_latents(hierarchy)}",
         metrics=metrics,
         pictures=pictures,
         level_names=names,
@@ -105,12 +105,18 @@ def _reconstructions(hierarchy: Hierarchy, source: ImageSource, chunk_size: int)
     codes = hierarchy.autoencoder.encode(bytes_to_model(originals))
     names = hierarchy.autoencoder.level_names
     rows = {
-        " + ".join(names[: i + 1]): unit_to_bytes(
-            decode_images(hierarchy, codes, chunk_size=chunk_size, size=source.size, absent=names[i + 1 :])
+        " + ".join(names[: i + 1]): decode_bytes(
+            hierarchy, codes, chunk_size=chunk_size, size=source.size, absent=names[i + 1 :]
         )
         for i in range(len(names))
     }
     return reconstruction_grid(originals, rows)
+
+
+def _kind_of_latents(hierarchy: Hierarchy) -> str:
+    discrete = [quantizer.discrete for quantizer in hierarchy.autoencoder.quantizers.values()]
+    kinds = ["discrete"] * any(discrete) + ["Gaussian"] * (not all(discrete))
+    return f"{' and '.join(kinds)} latents"
 
 
 def _summary(config: RunConfig, hierarchy: Hierarchy) -> str:

@@ -49,6 +49,18 @@ def sampling_options(config: RunConfig, hierarchy: Hierarchy) -> dict[str, Sampl
     return {name: SamplingOptions(**config.prior(name).sampling.model_dump()) for name in hierarchy.priors}
 
 
+def sampling_text(config: RunConfig, hierarchy: Hierarchy) -> str:
+    """How `draw_samples` draws by default, in words: precision of the priors, seed, and options of each level."""
+    texts = [f"priors in {config.sampling.precision}", f"seed {config.seed}"]
+    for name, options in sampling_options(config, hierarchy).items():
+        top_k = "none" if options.top_k is None else options.top_k
+        texts.append(
+            f"{name}: temperature {options.temperature:g}, top_k {top_k}, top_p {options.top_p:g}, "
+            f"guidance {options.guidance:g}"
+        )
+    return "; ".join(texts)
+
+
 def draw_samples(
     config: RunConfig,
     hierarchy: Hierarchy,

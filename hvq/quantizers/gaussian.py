@@ -102,10 +102,10 @@ class GaussianBottleneck(Quantizer):
             )
 
 
-def elbo_weight(*, variance: float, values_per_position: int) -> float:
+def elbo_weight(*, variance: float, values_per_position: float) -> float:
     """The weight of `kl` that makes mean squared error + weight x kl the negative ELBO, but for scale and a constant.
 
-    With p(x | z) = N(x̂, s²) over the n = C·H·W values of an image, and P = n / v positions of v values each, the
+    With p(x | z) = N(x̂, s²) over the n = C·H·W values of an image, and P positions, so v = n / P values each, the
     negative ELBO of an image, equation (6), in nats, is
 
         n / (2 s²) · (mse + (2 s² / v) · kl) + (n / 2) · log(2π s²)
@@ -114,11 +114,15 @@ def elbo_weight(*, variance: float, values_per_position: int) -> float:
     the bound at weight 2 s² / v. The best s² is the error that training ends with; a larger one makes latents carry
     less. Where the reconstruction term is itself a likelihood in nats per value, the weight is 1 / v.
 
-    It is of one Gaussian level: several share one weight in the loss, which is right for their finest one alone.
+    It is of one Gaussian level. The bound of several has a weight 2 s² / v for each, with its own v, and the loss has
+    one for all: that of one level is too large for coarser ones, whose v is larger, and too small for finer ones.
+    Besides, where images are padded, positions of a finer level that see padding alone are not in `kl`, so that what
+    they tell the decoder costs nothing.
 
     Args:
         variance: s², of pixels in the range that the loss sees, [-1, 1].
-        values_per_position: v, channels times the square of the stride.
+        values_per_position: v, channels times the square of the stride where sides are multiples of the stride. Others
+            are padded, and positions at the edge count in full: then it is n / P, which is less, and may be no integer.
 
     Raises:
         ConfigurationError: where one of them is not positive.
@@ -126,7 +130,7 @@ def elbo_weight(*, variance: float, values_per_position: int) -> float:
     >>> elbo_weight(variance=0.01, values_per_position=3 * 8**2)
     0.00010416666666666667
     """
-    if not variance > 0 or values_per_position < 1:
+    if not variance > 0 or not values_per_position > 0:
         raise ConfigurationError(
             f"variance and values_per_position must be positive; received {variance} and {values_per_position}"
         )

@@ -32,16 +32,15 @@ from hvq.training.state import KEPT, gather_state, restore_state
 FORMAT_VERSION = 3
 # Fields that may differ from the run that is resumed: they change what is logged, or when training ends, but not what
 # is computed on the way.
+_FREE_IN_TRAINING = ("checkpoint_every", "keep_checkpoints", "log_every", "skipped_steps")
+# By path, "*" for any one name: names that users give, of levels and of terms, may be those of fields.
 _FREE_FIELDS = {
-    "checkpoint_every",
+    ("data", "workers"),
+    *(("autoencoder_training", name) for name in _FREE_IN_TRAINING),
     # A folder, which may have moved: what lies in it is compared.
-    "extractor",
-    "keep_checkpoints",
-    "log_every",
-    "patience",
-    "sampling",
-    "skipped_steps",
-    "workers",
+    ("autoencoder_training", "reconstruction", "*", "extractor"),
+    *(("prior", "training", name) for name in (*_FREE_IN_TRAINING, "patience")),
+    ("prior", "sampling"),
 }
 
 
@@ -312,11 +311,19 @@ class TrainingCheckpoint:
             remove_folder(folder)
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(value: Any, path: tuple[str, ...] = ()) -> Any:
     """Plain values without the fields that may differ."""
-    if isinstance(value, Mapping):
-        return {key: _comparable(item) for key, item in value.items() if key not in _FREE_FIELDS}
-    return value
+    if not isinstance(value, Mapping):
+        return value
+    paths = {key: (*path, key) for key in value}
+    return {key: _comparable(item, paths[key]) for key, item in value.items() if not _is_free(paths[key])}
+
+
+def _is_free(path: tuple[str, ...]) -> bool:
+    return any(
+        len(path) == len(free) and all(part in ("*", name) for name, part in zip(path, free, strict=True))
+        for free in _FREE_FIELDS
+    )
 
 
 def _first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:

@@ -36,9 +36,14 @@ def vae(*ratios: int, **fields: Any) -> Autoencoder:
     return model
 
 
-def test_the_loss_is_the_negative_elbo_but_for_scale_and_a_constant() -> None:
-    model, images, variance = vae().double(), pictures(3, 12, 20, torch.float64), 0.07
-    weight = elbo_weight(variance=variance, values_per_position=2 * 4**2)
+@pytest.mark.parametrize(("size", "positions"), [((12, 20), 3 * 5), ((13, 22), 4 * 6)])
+def test_the_loss_is_the_negative_elbo_but_for_scale_and_a_constant(size: tuple[int, int], positions: int) -> None:
+    """Also where images are padded, and positions at the edge have fewer values."""
+    model, images, variance = vae().double(), pictures(3, *size, torch.float64), 0.07
+    values = images[0].numel()
+    weight = elbo_weight(variance=variance, values_per_position=values / positions)
+    if size == (12, 20):
+        assert weight == elbo_weight(variance=variance, values_per_position=2 * 4**2)
     torch.manual_seed(0)
     result = model(images)
     total, _ = AutoencoderLoss(kl_weight=weight)(result, images)
@@ -47,7 +52,6 @@ def test_the_loss_is_the_negative_elbo_but_for_scale_and_a_constant() -> None:
     assert isinstance(bottleneck, GaussianBottleneck)
     means, log_variances = bottleneck.posterior(model.latents(images, "top"))
     divergence = kl_divergence(Normal(means, (log_variances / 2).exp()), Normal(0.0, 1.0)).view(3, -1).sum(dim=1)
-    values = images[0].numel()
     constant = values / 2 * torch.log(torch.tensor(2 * torch.pi * variance, dtype=torch.float64))
     negative_elbo = (divergence - likelihood).mean()
     assert torch.allclose(values / (2 * variance) * total + constant, negative_elbo, rtol=1e-12)

@@ -13,7 +13,6 @@ from hvq.evaluation.classification import (
     _order,
     _shifted,
     class_probabilities,
-    classification_accuracies,
     classification_accuracy,
     fit_classifier,
     predict_classes,
@@ -58,6 +57,24 @@ def test_probabilities_are_those_of_the_classifier_behind_the_accuracy() -> None
         fit_classifier(images[:0], labels[:0], num_classes=3)
 
 
+def test_batches_alone_go_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device that knows shapes alone stands for one beside the CPU: operations refuse tensors of both."""
+    meta, original = torch.device("meta"), torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *words, fused, **names: original(*words, **names))
+    images, labels = _stripes(300, seed=1)
+    seen: list[tuple[int, torch.device]] = []
+    forward = SmallClassifier.forward
+
+    def noted(self: SmallClassifier, batch: Tensor) -> Tensor:
+        seen.append((len(batch), batch.device))
+        return forward(self, batch)
+
+    monkeypatch.setattr(SmallClassifier, "forward", noted)
+    classifier = fit_classifier(images, labels, num_classes=3, steps=2, batch_size=7, device=meta)
+    assert class_probabilities(classifier, images).shape == (300, 3)
+    assert seen == [(7, meta), (7, meta), (256, meta), (44, meta)]
+
+
 def test_the_right_class_may_be_among_several() -> None:
     probabilities = torch.rand(31, 7, generator=torch.Generator().manual_seed(0)).softmax(1)
     labels = torch.arange(31) % 7
@@ -68,15 +85,6 @@ def test_the_right_class_may_be_among_several() -> None:
     for top in (0, 8):
         with pytest.raises(DataError, match="from 1 to the number of classes, 7"):
             top_accuracy(probabilities, labels, top)
-
-
-def test_accuracies_of_several_classes_are_of_one_classifier() -> None:
-    arguments = (*_stripes(47, seed=1), *_stripes(60, seed=2))
-    first, second, all_three = classification_accuracies(
-        *arguments, num_classes=3, steps=4, batch_size=16, tops=(1, 2, 3)
-    )
-    assert first == _accuracy(steps=4)
-    assert first < second <= all_three == 1
 
 
 def test_the_head_sees_what_is_embedded() -> None:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hvq.errors import DataError, HVQError
+from hvq.evaluation import copies
 from hvq.evaluation.copies import CopyReport, copy_share, nearest_squared_errors
+from tests.sizes import LargestFloat
 
 
 def _images(count: int, seed: int) -> Tensor:
@@ -31,6 +33,21 @@ def test_nearest_errors_equal_all_pairs(chunk_size: int) -> None:
     a, b = generated.numpy() / 255.0, training.numpy() / 255.0
     expected = ((a[:, None] - b[None]) ** 2).mean(axis=(2, 3, 4)).min(axis=1)
     np.testing.assert_allclose(nearest_squared_errors(generated, training, chunk_size=chunk_size), expected, rtol=1e-12)
+
+
+def test_no_more_than_a_few_images_are_in_floating_point_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of 105 values; 3 of them in float64 take 2520 bytes."""
+    generated, training = _images(53, seed=0), _images(61, seed=1)
+    expected = nearest_squared_errors(generated, training)
+    monkeypatch.setattr(copies, "_BYTES_AT_ONCE", 3 * 8 * 105)
+    with LargestFloat() as largest:
+        assert torch.equal(nearest_squared_errors(generated, training), expected)
+    assert largest.values == 3 * 105
+    # An image that is larger than that is compared alone.
+    monkeypatch.setattr(copies, "_BYTES_AT_ONCE", 1)
+    with LargestFloat() as largest:
+        assert torch.equal(nearest_squared_errors(generated, training), expected)
+    assert largest.values == 105
 
 
 def test_an_exact_copy_has_error_zero_and_one_grey_level_has_its_own() -> None:

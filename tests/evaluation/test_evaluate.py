@@ -196,7 +196,7 @@ def test_rejection_keeps_the_shares(numbers: dict[str, Any]) -> None:
     }
     assert all(found["precision"] is found["recall"] is None for found in numbers["rejection"].values())
     assert all(0 <= found["accuracy"] <= 1 for found in numbers["rejection"].values())
-    assert "manifolds take more than 3 samples" in numbers["about"]["rejection"]
+    assert "manifolds take more than 3 images of each set, and there are 3 of one" in numbers["about"]["rejection"]
 
 
 def test_without_labels_the_extractor_tells_rotations_and_classes_are_not_asked_for(copied_run: TrainedRun) -> None:
@@ -270,7 +270,69 @@ def test_samples_are_measured_in_their_precision_and_priors_in_float32(
         again = _evaluate(copied_run, sampling__precision="bfloat16")
     assert precisions == {torch.bfloat16}
     assert again["priors"] == numbers["priors"]
-    assert "21 generated images (priors in bfloat16)" in again["about"]["classification_accuracy_score"]
+    assert "21 generated images (priors in bfloat16; seed 3; top: " in again["about"]["classification_accuracy_score"]
+
+
+def test_how_samples_are_drawn_stands_beside_their_numbers(copied_run: TrainedRun) -> None:
+    top = {"temperature": 0.9, "top_k": 5, "top_p": 0.75, "guidance": 1.5}
+    about = _evaluate(copied_run, priors__top__sampling=top)["about"]
+    for name in ("generation", "classification_accuracy_score", "classification_accuracy_score.copies", "rejection"):
+        assert "top: temperature 0.9, top_k 5, top_p 0.75, guidance 1.5" in about[name], name
+        assert "bottom: temperature 1, top_k none, top_p 1, guidance 1" in about[name]
+        assert "priors in float32; seed 3" in about[name]
+
+
+def test_nats_and_bits_of_priors_are_given_the_class(numbers: dict[str, Any]) -> None:
+    for name in ("priors", "bits_per_image", "likelihood"):
+        assert "given the class of each image" in numbers["about"][name]
+
+
+def test_of_images_of_another_size_all_is_measured_but_what_samples_are_compared_by(copied_run: TrainedRun) -> None:
+    copied_run.run.metrics_file.unlink()
+    numbers = _evaluate(copied_run, data__size=[24, 16])
+    assert numbers.keys() - {"seconds"} == (MEASURED_OF_CODES - {"likelihood"}) | {"priors"}
+    assert numbers["reconstruction"]["classifier_rfid"] > 0
+    for name in ("generation", "rejection", "classification_accuracy_score"):
+        reason = numbers["about"][name]
+        assert reason == ("left out, since samples are 16x16, the size of training, and data gives images of 24x16")
+
+
+def test_one_class_is_measured_without_what_tells_classes_apart(copied_run: TrainedRun) -> None:
+    sources = copied_run.sources
+    one = Sources(
+        *(
+            TensorImages(
+                torch.stack([source.image(i) for i in range(len(source))]),
+                labels=[0] * len(source),
+                classes=source.classes,
+            )
+            for source in (sources.train, sources.validation)
+        )
+    )
+    with redirect_stdout(io.StringIO()):
+        numbers = evaluate(
+            copied_run.config,
+            copied_run.run,
+            accelerator=make_accelerator(copied_run.config, copied_run.run),
+            sources=one,
+        )
+    assert numbers["classification_accuracy_score"].keys() == {"copies", "copies_by_codes"}
+    assert "rejection" not in numbers
+    for name in ("rejection", "classification_accuracy_score"):
+        assert numbers["about"][name].startswith("left out, since training images are of one class")
+
+
+def test_features_that_the_loss_has_matched_are_named_as_such(copied_run: TrainedRun) -> None:
+    own = {"kind": "perceptual", "extractor": str(copied_run.run.classifier)}
+    gone = {"kind": "perceptual", "extractor": str(copied_run.run.path / "nowhere")}
+    terms = {"pixels": {"kind": "mse"}, "features": own, "others": gone}
+    numbers = _evaluate(copied_run, autoencoder_training__reconstruction=terms)
+    about, found = numbers["about"], numbers["generation"]["extractor"]
+    assert "the autoencoder's own loss features is of these very features" in found
+    assert "whether the autoencoder's own loss others is of these very features is not known" in found
+    for name in ("reconstruction.classifier_rfid", "generation.classifier_fid", "generation.classifier_recall"):
+        assert found in about[name]
+    assert found in about["rejection"]
 
 
 def test_copies_are_looked_for_in_the_same_images_by_pixels_and_by_codes(

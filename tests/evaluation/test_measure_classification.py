@@ -10,9 +10,16 @@ from torch import Tensor, nn
 
 from hvq.config import RunConfig
 from hvq.distributed import Reduction
-from hvq.evaluation.classification import fit_classifier, predict_classes
+from hvq.evaluation.classification import class_probabilities, fit_classifier, predict_classes, top_accuracy
 from hvq.evaluation.extractors import Extracted
-from hvq.evaluation.measure_classification import SHARES, measure_rejection
+from hvq.evaluation.measure_classification import (
+    SHARES,
+    Drawn,
+    classification_scores,
+    measure_rejection,
+    why_no_accuracy,
+    why_no_rejection,
+)
 from hvq.evaluation.measure_features import Seen, precision_recall, see
 
 CPU = torch.device("cpu")
@@ -69,8 +76,7 @@ def numbers(config: RunConfig) -> dict[str, Any]:
     (generated, labels), (real, classes) = _images(94, 0), _images(61, 1)
     measured = measure_rejection(
         config,
-        generated,
-        labels,
+        Drawn(generated, labels, "in one way"),
         {"images": real, "labels": classes},
         judge=_Judge(),
         extractor=_Means(),
@@ -123,3 +129,54 @@ def test_precision_and_recall_are_of_equal_numbers(numbers: dict[str, Any]) -> N
         # Of 10 samples the precision is a multiple of 1/10, whatever the share.
         assert found["precision"] * 10 == pytest.approx(round(found["precision"] * 10))
     assert len({found["recall"] for found in numbers.values()}) > 1
+
+
+def test_scores_allow_several_classes_of_one_classifier(config: RunConfig) -> None:
+    """Of 3 classes, the mean of 2 seeds."""
+    config = config.model_copy(
+        update={"evaluation": config.evaluation.model_copy(update={"classifier_steps": 4, "classifier_seeds": 2})}
+    )
+    (images, labels), (real, classes) = _images(53, 0), _images(31, 1)
+    labels, classes = labels + 1, classes + 1
+    held_out = {"images": real, "labels": classes}
+    found = classification_scores(config, {"some": (images, labels)}, held_out, 3, Reduction(), CPU, tops=(1, 2, 3))
+    expected = []
+    for top in (1, 2, 3):
+        fitted = [fit_classifier(images, labels, num_classes=3, steps=4, seed=seed) for seed in (0, 1)]
+        accuracies = [top_accuracy(class_probabilities(one, real), classes, top) for one in fitted]
+        expected.append(sum(accuracies) / 2)
+    assert found == {"some": pytest.approx(expected)}
+    assert expected[0] < expected[1] <= expected[2] == 1
+
+
+def test_one_class_is_nothing_to_tell_apart() -> None:
+    images, labels = _images(13, 0)
+    two, one, none = ({"images": images, "labels": some} for some in (labels, labels * 0, labels * 0 - 1))
+    assert why_no_accuracy(two, one) == why_no_rejection(two) == ""
+    # Images without a label are no second class.
+    mixed = {"images": images, "labels": labels - 1}
+    for training in (one, mixed):
+        for reason in (why_no_accuracy(training, two), why_no_rejection(training)):
+            assert reason.startswith("left out, since training images are of one class")
+    assert "without labels" in why_no_accuracy(two, none)
+    assert "no labels" in why_no_rejection(none)
+
+
+def test_the_reason_why_shares_have_no_manifolds_is_that_of_the_smaller_set(config: RunConfig) -> None:
+    (generated, labels), (real, classes) = _images(94, 0), _images(61, 1)
+    measured = measure_rejection(
+        config,
+        Drawn(generated, labels, "in one way"),
+        {"images": real, "labels": classes},
+        judge=_Judge(),
+        extractor=_Means(),
+        seen_training=_seen(real[:2]),
+        seen_generated=_seen(generated),
+        num_classes=2,
+        reduction=Reduction(),
+        device=CPU,
+    )
+    assert {found["recall"] for found in measured.numbers["rejection"].values()} == {None}
+    about = measured.about["rejection"]
+    assert "precision and recall are left out, since manifolds take more than 2 images of each set, and there" in about
+    assert "94 samples (in one way)" in about

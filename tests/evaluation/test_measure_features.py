@@ -13,8 +13,9 @@ from hvq.evaluation.measure_features import build_extractor, measure_generation,
 from hvq.evaluation.precision_recall import ManifoldPrecisionRecall
 from hvq.storage import RunFolder
 from tests.processes import run_in_processes
+from tests.sizes import LargestBytes
 
-CPU = torch.device("cpu")
+CPU, HOW = torch.device("cpu"), "in one way"
 
 
 class _Pixels:
@@ -37,7 +38,7 @@ def _measured(chunk_size: int, reduction: Reduction) -> dict[str, object]:
         see(_Pixels(), _images(count, seed), chunk_size=chunk_size, device=CPU, reduction=reduction)
         for seed, count in enumerate((41, 23, 31))
     )
-    generation = measure_generation(_Pixels(), training, held_out, generated, neighbours=2, seed=3)
+    generation = measure_generation(_Pixels(), training, held_out, generated, neighbours=2, seed=3, how=HOW)
     rfid = measure_rfid(_Pixels(), held_out, generated)
     return {**generation.numbers["generation"], **rfid.numbers["reconstruction"]}
 
@@ -52,6 +53,13 @@ def test_every_image_is_seen_once_and_in_order() -> None:
     assert torch.equal(some.features, seen.features[[3, 7, 11]])
     assert some.total == 3
     assert len(seen.spread(7).features) == seen.spread(7).total == 7
+
+
+def test_no_images_are_copied_but_those_of_a_chunk() -> None:
+    images = _images(211, 1)
+    with LargestBytes() as largest:
+        see(_Pixels(), images, chunk_size=5, device=CPU, reduction=Reduction())
+    assert largest.values == 5 * 64
 
 
 def test_precision_and_recall_are_of_as_many_of_each() -> None:
@@ -69,14 +77,36 @@ def test_sets_that_are_too_small_have_no_number_and_the_text_says_so() -> None:
     few, many = (
         see(_Pixels(), _images(count, 0), chunk_size=7, device=CPU, reduction=Reduction()) for count in (1, 41)
     )
-    measured = measure_generation(_Pixels(), many, many, few, neighbours=2, seed=0)
+    measured = measure_generation(_Pixels(), many, many, few, neighbours=2, seed=0, how=HOW)
     numbers, about = measured.numbers["generation"], measured.about
     for name in ("fid", "kid", "precision", "recall"):
         assert numbers[f"pixels_{name}"] is None
         assert about[f"generation.pixels_{name}"].startswith("left out")
     assert numbers["pixels_fid_held_out"] == pytest.approx(0.0, abs=1e-6)
     assert precision_recall(many, few, 2) is None
-    assert measure_rfid(_Pixels(), few, few).numbers == {"reconstruction": {"pixels_rfid": None}}
+
+
+@pytest.mark.parametrize("counts", [(41, 1, 31), (41, 2, 31), (1, 23, 31), (41, 23, 2), (3, 3, 3), (41, 23, 31)])
+def test_a_number_is_left_out_where_its_text_says_so(counts: tuple[int, int, int]) -> None:
+    """Numbers of training, held-out and generated images; manifolds are of 2 neighbours."""
+    sets = [
+        see(_Pixels(), _images(count, seed), chunk_size=7, device=CPU, reduction=Reduction())
+        for seed, count in enumerate(counts)
+    ]
+    measured = measure_generation(_Pixels(), *sets, neighbours=2, seed=0, how=HOW)
+    measured = measured.joined(measure_rfid(_Pixels(), sets[1], sets[1]))
+    numbers, about = measured.numbers["generation"], measured.about
+    for name in ("fid", "kid", "score", "precision", "recall"):
+        for ending in ("", "_held_out"):
+            text = about.get(f"generation.pixels_{name}{ending}", "")
+            assert (numbers[f"pixels_{name}{ending}"] is None) == text.startswith("left out"), (name, ending)
+    training, held_out, generated = counts
+    assert (numbers["pixels_fid"] is None) == (min(training, generated) < 2)
+    assert (numbers["pixels_fid_held_out"] is None) == (min(training, held_out) < 2)
+    assert (numbers["pixels_recall"] is None) == (numbers["pixels_recall_held_out"] is None) == (min(counts) < 3)
+    (rfid,) = measured.numbers["reconstruction"].values()
+    assert (rfid is None) == (held_out < 2) == about["reconstruction.pixels_rfid"].startswith("left out")
+    assert about["generation"] == f"of {generated} samples (in one way)"
 
 
 def test_images_that_are_too_small_for_a_classifier_have_no_extractor() -> None:

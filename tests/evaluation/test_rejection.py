@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,6 +179,19 @@ def test_the_classifier_learns_every_class_of_images_that_are_sorted(
     monkeypatch.setattr(real_images, "MOST_REAL_IMAGES", 1)
     with pytest.raises(DataError, match=r"among 1 spread over the split there is none of .*, .*: draw other classes"):
         fit_judge(config, hierarchy, source, labels=[2, 1, 0, 0], share=0.5, reduction=Reduction())
+
+
+def test_one_class_is_nothing_to_be_surest_of(trained_run: TrainedRun) -> None:
+    hierarchy = replace(load_hierarchy(trained_run.run), classes=("columns",))
+    with pytest.raises(DataError, match="two classes to tell apart, and this run has columns alone: keep all instead"):
+        fit_judge(
+            trained_run.config,
+            hierarchy,
+            trained_run.sources.train,
+            labels=[0, 0],
+            share=0.5,
+            reduction=Reduction(),
+        )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hvq.autoencoders import build_autoencoder
 from hvq.data import CodeFolder, Sources, TensorImages
 from hvq.distributed import Reduction
 from hvq.evaluation import run_report
 from hvq.evaluation.measure_reconstruction import measure_reconstruction
 from hvq.histograms import perplexity, usage
-from hvq.storage import load_hierarchy
+from hvq.storage import RunFolder, load_hierarchy, save_autoencoder
+from hvq.storage.models import AutoencoderDescription
 from hvq.training import extract_codes
 from tests.runs import TrainedRun, changed
 
@@ -69,3 +72,27 @@ def test_without_padding_the_counts_are_those_that_were_written(
     for name, counts in shown.items():
         assert torch.equal(counts, codes.counts(name))
         assert int(counts.sum()) == codes.fetch(torch.arange(len(codes)).numpy()).codes[name].numel()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "latents"),
+    [
+        ({"top": "vector"}, "1 level of discrete latents"),
+        ({"top": "gaussian"}, "1 level of Gaussian latents"),
+        ({"top": "gaussian", "bottom": "gaussian"}, "2 levels of Gaussian latents"),
+        ({"top": "vector", "bottom": "gaussian"}, "2 levels of discrete and Gaussian latents"),
+    ],
+)
+def test_the_title_names_what_the_latents_are(
+    trained_run: TrainedRun, tmp_path: Path, kinds: Mapping[str, str], latents: str
+) -> None:
+    levels = {
+        name: {"ratio": 4 if name == list(kinds)[-1] else 2, "width": 8, "quantizer": {"kind": kind}}
+        for name, kind in kinds.items()
+    }
+    config = changed(trained_run.config, autoencoder__levels=levels, priors={})
+    run, sources = RunFolder(tmp_path / "run"), trained_run.sources
+    description = AutoencoderDescription(autoencoder=config.autoencoder, image_size=(16, 16), classes=())
+    save_autoencoder(run.autoencoder, build_autoencoder(config.autoencoder), description)
+    run_report.write_run_report(config, run, sources)
+    assert f"<h1>folder: {latents}</h1>" in run.report.read_text()

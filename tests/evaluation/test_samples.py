@@ -160,7 +160,7 @@ def test_all_levels_outlive_a_call_that_ends_as_it_decodes(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("hvq.evaluation.generation.decode_images", killing)
+        patch.setattr("hvq.evaluation.generation.decode_bytes", killing)
         with pytest.raises(Killed):
             sampled(copied_run, seed=3)
     left = copied_run.run.checkpoint(STAGE)

@@ -361,3 +361,46 @@ def test_what_is_computed_may_not(folder: Path, config: RunConfig, changes: dict
     checkpoint = TrainingCheckpoint(folder, _optimization(config, 0), changed(config, **changes).parts(*PARTS))
     with pytest.raises(CheckpointError, match=rf"another configuration \({difference}\); .*or train without --resume"):
         checkpoint.load_if_present()
+
+
+@pytest.mark.parametrize("name", ["extractor", "sampling", "patience", "log_every"])
+def test_a_term_of_the_loss_is_compared_whatever_its_name_is(tmp_path: Path, config: RunConfig, name: str) -> None:
+    def of(weight: float, kind: str = "l1", **fields: Any) -> dict[str, Any]:
+        terms = {"pixels": {"kind": "mse"}, name: {"kind": kind, "weight": weight, **fields}}
+        return changed(config, autoencoder_training__reconstruction=terms).parts(*PARTS)
+
+    def resumed(settings: dict[str, Any]) -> bool:
+        return TrainingCheckpoint(tmp_path, _optimization(config, 0), settings).load_if_present()
+
+    with TrainingCheckpoint(tmp_path, _optimization(config, 3), of(0.5)) as checkpoint:
+        checkpoint.save()
+    assert resumed(of(0.5))
+    with pytest.raises(CheckpointError, match=rf"reconstruction\.{name}\.weight is 0.25, and was 0.5"):
+        resumed(of(0.25))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"data": {"workers": 1}}, {"data": {"workers": 2}}),
+        ({"prior": {"sampling": {"top_k": 3}}}, {"prior": {"sampling": {"top_k": 5}}}),
+        ({"prior": {"training": {"patience": 1}}}, {"prior": {"training": {"patience": 2, "log_every": 7}}}),
+        (
+            {"autoencoder_training": {"reconstruction": {"features": {"extractor": "here"}}}},
+            {"autoencoder_training": {"reconstruction": {"features": {"extractor": "there"}}}},
+        ),
+    ],
+)
+def test_fields_that_are_free_are_so_in_their_places_alone(
+    tmp_path: Path, config: RunConfig, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    for settings, others, same in ((before, after, True), ({"other": before}, {"other": after}, False)):
+        folder = tmp_path / str(same)
+        with TrainingCheckpoint(folder, _optimization(config, 3), settings) as checkpoint:
+            checkpoint.save()
+        checkpoint = TrainingCheckpoint(folder, _optimization(config, 0), others)
+        if same:
+            assert checkpoint.load_if_present()
+        else:
+            with pytest.raises(CheckpointError, match="of another configuration"):
+                checkpoint.load_if_present()
