@@ -3,13 +3,15 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+ROOMS := quantizers autoencoders priors data training storage evaluation
 
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test lint docs format clean
 
 help:
 	@echo "make quickstart   train the whole hierarchy on scanned digits and write runs/quickstart/report.html"
 	@echo "make test         formatting, types, the import contract, and all tests"
 	@echo "make lint         the same without the tests"
+	@echo "make docs         an API reference in build/api, made of the docstrings"
 	@echo "make format       rewrite the sources in the house style"
 	@echo "make clean        remove .venv and all caches (runs stay)"
 
@@ -28,6 +30,10 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@ .venv/installed-samples
 
+.venv/installed-docs: .venv/created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
 quickstart: .venv/installed-samples
 	$(BIN)/python recipes/quickstart.py
 
@@ -39,6 +45,11 @@ lint: .venv/installed-dev
 
 test: lint
 	$(BIN)/python -m pytest
+
+# One page for each room: what it offers to others.
+docs: .venv/installed-docs
+	$(BIN)/python -m pdoc --docformat google --output-directory build/api hvq hvq.config $(ROOMS:%=hvq.%)
+	@echo "open build/api/index.html"
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
