@@ -28,65 +28,32 @@ import numpy as np
 import plots
 from frame import Options, Verdict, rounded, run_claim
 from numpy.typing import NDArray
-from training import (
-    Images,
-    Schedule,
-    cifar10,
-    codes_of,
-    digits,
-    make_autoencoder,
-    reconstruction_error,
-    train_autoencoder,
-)
+from one_level import LEARNING, OneLevel
+from training import Images, train_autoencoder
 
 from hvq.autoencoders import AutoencoderLoss
-from hvq.histograms import count_codes, usage
 
 CLAIM = "beta"
-LEARNING = ("gradient", "moving_average")
 LARGEST_RATIO = 2.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(OneLevel):
     """What is trained for each beta, seed and codebook."""
 
-    data: str
-    steps: int
-    batch_size: int
-    width: int
-    codebook_size: int
     betas: tuple[float, ...] = tuple(round(float(beta), 3) for beta in np.geomspace(0.1, 2.0, 7))
-    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 QUICK = Plan(data="digits", steps=200, batch_size=64, width=32, codebook_size=128)
 FULL = Plan(data="cifar10", steps=1_000, batch_size=128, width=64, codebook_size=512)
 
 
-def load(plan: Plan, options: Options) -> Images:
-    """The images of a plan."""
-    return digits() if plan.data == "digits" else cifar10(options.data)
-
-
 def run_cell(images: Images, plan: Plan, learning: str, beta: float, seed: int) -> dict[str, float]:
     """Train one model; error and usage on the held-out split."""
-    features = {"width": plan.width, "residual_blocks": 1, "residual_width": plan.width // 2}
-    level = {
-        "ratio": 4,
-        "codebook_size": plan.codebook_size,
-        "code_dimension": 16,
-        "quantizer": {"learning": learning},
-        **features,
-    }
-    model = make_autoencoder(seed, channels=images.channels, levels={"top": level}, decoder=features)
-    schedule = Schedule(plan.steps, plan.batch_size, 2e-3)
-    train_autoencoder(model, images.train, schedule, seed=seed, loss=AutoencoderLoss(commitment_weight=beta))
-    codes = codes_of(model, images.held_out)["top"].flatten()
-    return {
-        "mse": reconstruction_error(model, images.held_out),
-        "usage": usage(count_codes(codes, plan.codebook_size)),
-    }
+    model = plan.model(seed, images.channels, learning=learning)
+    loss = AutoencoderLoss(commitment_weight=beta)
+    train_autoencoder(model, images.train, plan.schedule, seed=seed, loss=loss)
+    return plan.look(model, images)
 
 
 def spreads(errors: NDArray[np.float64]) -> dict[str, float]:
@@ -129,7 +96,7 @@ def draw(plan: Plan, errors: dict[str, NDArray[np.float64]], options: Options) -
 def measure(options: Options) -> Verdict:
     """All betas, seeds and codebooks."""
     plan = QUICK if options.quick else FULL
-    images, about = load(plan, options), {k: v for k, v in asdict(plan).items() if k not in ("betas", "seeds")}
+    images, about = plan.images(options.data), {k: v for k, v in asdict(plan).items() if k not in ("betas", "seeds")}
     cells: dict[str, list[list[dict[str, Any]]]] = {
         learning: [
             [

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,47 +33,18 @@ from typing import Any
 import numpy as np
 import plots
 from frame import Options, Verdict, rounded, run_claim
-from training import (
-    Images,
-    Schedule,
-    cifar10,
-    codes_of,
-    digits,
-    make_autoencoder,
-    reconstruction_error,
-    train_autoencoder,
-)
-
-from hvq.histograms import count_codes, usage
+from one_level import LEARNING, OneLevel
+from training import Images, train_autoencoder
 
 CLAIM = "codebook_learning"
-LEARNING = ("gradient", "moving_average")
 TITLES = {"gradient": "codebook loss", "moving_average": "moving averages"}
 WAYS = ("bare", "helped")
 LOOKS = 12
 LARGEST_SHARE, LARGEST_LOSS_OF_USAGE = 0.9, 0.01
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is trained for each codebook, way and seed."""
-
-    data: str
-    steps: int
-    batch_size: int
-    width: int
-    codebook_size: int
-    held_out: int | None = None
-    seeds: tuple[int, ...] = (0, 1, 2)
-
-
-QUICK = Plan(data="digits", steps=300, batch_size=64, width=32, codebook_size=128)
-FULL = Plan(data="cifar10", steps=2_000, batch_size=128, width=64, codebook_size=512, held_out=2_000)
-
-
-def load(plan: Plan, options: Options) -> Images:
-    """The images of a plan."""
-    return digits() if plan.data == "digits" else cifar10(options.data, held_out=plan.held_out)
+QUICK = OneLevel(data="digits", steps=300, batch_size=64, width=32, codebook_size=128)
+FULL = OneLevel(data="cifar10", steps=2_000, batch_size=128, width=64, codebook_size=512, held_out=2_000)
 
 
 def looks(steps: int) -> list[int]:
@@ -85,27 +56,21 @@ def looks(steps: int) -> list[int]:
     return sorted({max(1, round(float(step))) for step in np.geomspace(min(10, steps), steps, LOOKS)})
 
 
-def run_cell(images: Images, plan: Plan, learning: str, way: str, seed: int) -> dict[str, list[float]]:
+def run_cell(images: Images, plan: OneLevel, learning: str, way: str, seed: int) -> dict[str, list[float]]:
     """Train one model; error and usage on the held-out split at each look."""
-    features = {"width": plan.width, "residual_blocks": 1, "residual_width": plan.width // 2}
-    quantizer = {"learning": learning} | ({"revival_threshold": 0.0} if way == "bare" else {})
-    level = {"ratio": 4, "codebook_size": plan.codebook_size, "code_dimension": 16, "quantizer": quantizer, **features}
-    model = make_autoencoder(seed, channels=images.channels, levels={"top": level}, decoder=features)
+    bare: dict[str, Any] = {"revival_threshold": 0.0} if way == "bare" else {}
+    model = plan.model(seed, images.channels, learning=learning, **bare)
     found: dict[str, list[float]] = {"steps": [], "mse": [], "usage": []}
 
     def observe(step: int) -> None:
-        if step not in wanted:
-            return
-        model.eval()
-        codes = codes_of(model, images.held_out)["top"].flatten()
-        found["steps"].append(step)
-        found["mse"].append(reconstruction_error(model, images.held_out))
-        found["usage"].append(usage(count_codes(codes, plan.codebook_size)))
-        model.train()
+        if step in wanted:
+            model.eval()
+            for name, value in {"steps": step, **plan.look(model, images)}.items():
+                found[name].append(value)
+            model.train()
 
     wanted = looks(plan.steps)
-    schedule = Schedule(plan.steps, plan.batch_size, 2e-3)
-    train_autoencoder(model, images.train, schedule, seed=seed, kmeans=way == "helped", observe=observe)
+    train_autoencoder(model, images.train, plan.schedule, seed=seed, kmeans=way == "helped", observe=observe)
     return found
 
 
@@ -174,7 +139,7 @@ def draw(cells: dict[str, dict[str, list[dict[str, Any]]]], folder: Path) -> Non
 def measure(options: Options) -> Verdict:
     """Both codebooks in both ways."""
     plan = QUICK if options.quick else FULL
-    images, about = load(plan, options), {k: v for k, v in asdict(plan).items() if k != "seeds"}
+    images, about = plan.images(options.data), {k: v for k, v in asdict(plan).items() if k != "seeds"}
     cells = {
         way: {
             learning: [
