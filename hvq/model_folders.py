@@ -108,9 +108,8 @@ def first_fault(error: ValidationError) -> str:
 
 def _require_kind(folder: Path, what: str) -> None:
     """Say where else to turn, where the folder is that of another model, or of a whole hierarchy."""
-    if (folder / CONFIG).exists() and "format_version" in (
-        content := read_json(folder / CONFIG, f"{what} configuration")
-    ):
+    content = read_json(folder / CONFIG, f"{what} configuration") if (folder / CONFIG).exists() else {}
+    if "format_version" in content:
         found = next((model for mark, model in _MARKS.items() if mark in content), what)
         if found != what:
             raise CheckpointError(

@@ -181,10 +181,12 @@ class Prior(PretrainedModule[PriorDescription], KeepsArguments):
     def usage(self, name: str) -> str:
         """Python for the model card."""
         return f"""
-from hvq.priors import Prior
+from hvq.priors import Condition, Prior, sample_level
 
 prior = Prior.from_pretrained("{name}")
-print(prior.description.level, prior.description.grid, prior.coarser)
+about = prior.description
+codes = {{}}  # of the coarser levels, {", ".join(self.coarser) or "of which there are none"}: int64 [1, h, w] by name
+drawn = sample_level(prior, Condition(codes=codes), about.grid, level=about.level, samples=[0])
 """
 
     def _make_condition(

@@ -97,9 +97,8 @@ class Hierarchy:
             HVQError: where a prior or options are of a level that there is not.
         """
         description = autoencoder.describe(image_size=image_size, classes=classes)
-        names = autoencoder.level_names
-        given = {name: prior for name, prior in (priors or {}).items() if prior is not None}
-        ordered = in_level_order(given, [name for name in names if name in given], "priors")
+        given = dict(priors or {})
+        ordered = in_level_order(given, [name for name in autoencoder.level_names if name in given], "priors")
         chosen = {name: SamplingOptions() for name in ordered} | dict(options or {})
         return cls(
             autoencoder=autoencoder,
@@ -242,7 +241,7 @@ class Hierarchy:
             known = expected if prior.description is None else prior.description.encoder_hash
             if known != expected:
                 raise CheckpointError(
-                    f"the prior of level {name} was trained on codes of another autoencoder than this one as it is now; "
+                    f"the prior of level {name} was trained on codes of another autoencoder than this one as it is; "
                     "save the hierarchy with the autoencoder that it came with, in the precision that it was loaded in"
                 )
             of_priors[name] = prior.describe(
