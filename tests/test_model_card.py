@@ -42,6 +42,12 @@ def test_the_hub_reads_the_front_matter(tmp_path: Path) -> None:
     assert plain["license"] == "unknown"
 
 
+def test_the_library_of_the_hub_reads_it_too(tmp_path: Path) -> None:
+    library = pytest.importorskip("huggingface_hub")
+    read = library.ModelCard(_written(tmp_path))
+    assert (read.data.license, read.data.library_name, read.data.datasets) == ("cc-by-4.0", "hvq", ["owner/digits"])
+
+
 def test_a_person_reads_the_rest(tmp_path: Path) -> None:
     text = _written(tmp_path)
     titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
