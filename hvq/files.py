@@ -231,7 +231,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         alone = storage.nbytes() == here.nbytes and storage.data_ptr() not in storages
         plain[name] = here if alone else here.clone()
         storages.add(storage.data_ptr())
-    write_file(path, lambda partial: save_file(plain, str(partial), metadata=dict(metadata or {}) or None))
+
+    def write(partial: Path) -> None:
+        partial.touch()
+        allowed = partial.stat().st_mode
+        save_file(plain, str(partial), metadata=dict(metadata or {}) or None)
+        # Some versions let nobody but the writer read what they save.
+        partial.chmod(allowed)
+
+    write_file(path, write)
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:

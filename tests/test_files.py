@@ -224,6 +224,12 @@ def test_tensors_come_back_bit_for_bit_with_types_and_metadata(tmp_path: Path) -
         assert torch.equal(again[name], tensor.detach())
 
 
+def test_who_may_read_a_file_may_read_tensors_too(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "x.safetensors", {"x": torch.ones(3)})
+    write_json(tmp_path / "x.json", {})
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "x.json").stat().st_mode
+
+
 def test_tensors_without_metadata_have_none(tmp_path: Path) -> None:
     write_tensors(tmp_path / "x.safetensors", {"x": torch.ones(3)})
     assert read_tensors(tmp_path / "x.safetensors", "weights")[1] == {}

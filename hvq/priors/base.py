@@ -146,8 +146,8 @@ class Prior(PretrainedModule[PriorDescription], KeepsArguments):
 
         Args:
             about: `level`, `grid`, `image_size` and `encoder_hash` (`hvq.storage.encoder_hash` of the autoencoder whose
-                codes it models), `classes` by name, and what else `PriorDescription` has; those of the folder it was
-                loaded from by default.
+                codes it models), `classes` by name (numbers by default), and what else `PriorDescription` has; those of
+                the folder it was loaded from by default.
 
         Raises:
             ConfigurationError: where one is missing, unknown or malformed, or no configuration makes this prior.

@@ -13,14 +13,14 @@ import torch
 
 from hvq.autoencoders import Autoencoder, AutoencoderDescription
 from hvq.config import CodeSamplingConfig, Precision, RunConfig
-from hvq.errors import CheckpointError
-from hvq.files import write_folder, write_json
+from hvq.errors import CheckpointError, ConfigurationError
 from hvq.hub import find_folder, publish
 from hvq.level_names import in_level_order
-from hvq.model_card import ModelCard, write_card
-from hvq.model_folders import CARD, CONFIG, PICTURES, WEIGHTS, require_replaceable, write_model_files
+from hvq.model_card import ModelCard
+from hvq.model_folders import CONFIG, WEIGHTS
 from hvq.pretrained import COMMIT
 from hvq.priors import Prior, PriorDescription, SamplingOptions
+from hvq.storage.hierarchy_folder import write_hierarchy
 from hvq.storage.models import encoder_hash, load_autoencoder, load_prior
 from hvq.storage.run_folder import RunFolder
 
@@ -92,13 +92,15 @@ class Hierarchy:
             options: how each prior is sampled unless told otherwise.
 
         Raises:
-            ConfigurationError: where the autoencoder was put together by hand.
+            ConfigurationError: where the autoencoder was put together by hand, or a prior is of other codes.
             DataError: where the size is smaller than the coarsest stride.
             HVQError: where a prior or options are of a level that there is not.
         """
         description = autoencoder.describe(image_size=image_size, classes=classes)
         given = dict(priors or {})
         ordered = in_level_order(given, [name for name in autoencoder.level_names if name in given], "priors")
+        for name, prior in ordered.items():
+            _require_codebook(name, prior.codebook_size, autoencoder.quantizers[name].codebook_size)
         chosen = {name: SamplingOptions() for name in ordered} | dict(options or {})
         return cls(
             autoencoder=autoencoder,
@@ -203,35 +205,16 @@ class Hierarchy:
     def _save(
         self, path: Path, name: str, card: ModelCard, config: RunConfig | None, metrics: Mapping[str, Any] | None
     ) -> None:
-        ours = RunFolder(path)
-        own = ("autoencoder", "priors", PICTURES, CARD, ours.config_file.name, ours.metrics_file.name)
-        require_replaceable(path, own)
         about, of_priors = self._describe()
-        configuration = {
-            "autoencoder": about.model_dump(mode="json"),
-            "priors": {level: description.model_dump(mode="json") for level, description in of_priors.items()},
-        }
-
-        def write(partial: Path) -> None:
-            inside = RunFolder(partial)
-            write_model_files(inside.autoencoder, self.autoencoder.state_dict(), about)
-            for level, description in of_priors.items():
-                write_model_files(inside.prior(level), self.priors[level].state_dict(), description)
-            if config is not None:
-                write_json(inside.config_file, _without_places(config.model_dump(mode="json")))
-            if metrics is not None:
-                write_json(inside.metrics_file, metrics)
-            complete = set(self.priors) == set(self.autoencoder.level_names)
-            write_card(
-                partial,
-                card.with_default(title=name),
-                configuration=configuration,
-                usage=_usage(name, sampled=complete, classes=len(self.classes)),
-                task="unconditional-image-generation" if complete else "",
-                earlier=path,
-            )
-
-        write_folder(path, write)
+        write_hierarchy(
+            path,
+            name=name,
+            autoencoder=(self.autoencoder, about),
+            priors={level: (self.priors[level], described) for level, described in of_priors.items()},
+            card=card,
+            config=config,
+            metrics=metrics,
+        )
 
     def _describe(self) -> tuple[AutoencoderDescription, dict[str, PriorDescription]]:
         about = self.autoencoder.describe(image_size=self.image_size, classes=self.classes)
@@ -309,6 +292,14 @@ def load_hierarchy(run: RunFolder) -> Hierarchy:
     )
 
 
+def _require_codebook(level: str, received: int, expected: int) -> None:
+    if received != expected:
+        raise ConfigurationError(
+            f"level {level} has codes of {expected} values, and its prior is of {received}; make the prior with "
+            f"codebook_size={expected}"
+        )
+
+
 def _require_encoder(description: PriorDescription, expected: str, folder: Path) -> None:
     if description.encoder_hash != expected:
         raise CheckpointError(
@@ -327,28 +318,3 @@ def _require_place(description: PriorDescription, level: str, grid: tuple[int, .
 
 def _text(grid: tuple[int, ...]) -> str:
     return "x".join(map(str, grid))
-
-
-def _usage(name: str, *, sampled: bool, classes: int) -> str:
-    """Python for the model card."""
-    lines = ["from hvq import HierarchicalVQ", "", f'model = HierarchicalVQ.from_pretrained("{name}")']
-    if sampled:
-        labels = f"{list(range(min(classes, 4)))}" if classes else "4"
-        what = "one image of each of these classes" if classes else "images"
-        lines.append(f"images = model.sample({labels}, seed=0)  # {what}: float [B, C, H, W] in [0, 1]")
-    else:
-        lines.append("images = ...  # float [B, C, H, W] in [0, 1]")
-    lines += [
-        "codes = model.encode(images)  # a tensor of integers for each level, coarse to fine",
-        "rebuilt = model.decode(codes)",
-    ]
-    return "\n".join(lines)
-
-
-def _without_places(value: Any) -> Any:
-    """Plain values, in which absolute paths are but names: where files lie on the machine of one is nobody's matter."""
-    if isinstance(value, dict):
-        return {name: _without_places(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_places(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -237,6 +237,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     prior = PixelCNNPrior(codebook_size=13, width=4, layers=1)
     with pytest.raises(HVQError, match=r"priors must name exactly the levels .*; unknown middle"):
         _by_hand(priors={"middle": prior})
+    with pytest.raises(ConfigurationError, match="level bottom has codes of 13 values, and its prior is of 11; make"):
+        _by_hand(priors={"bottom": PixelCNNPrior(codebook_size=11, width=4, layers=1)})
     with pytest.raises(HVQError, match="options must name exactly the levels bottom; unknown top"):
         _by_hand(options={"top": SamplingOptions()})
     with pytest.raises(ConfigurationError, match="classes must name the 0 classes of the prior; received 2"):
