@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from hvq.model_folders import CARD, PICTURES
 # The last line of a card; one without it is a person's own, and stays.
 _MARK = "<!-- Written by hvq, and written anew with the model unless this line is removed. -->"
 UNKNOWN_LICENSE = "unknown"
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def write_card(
         task: of the hub's list, such as "unconditional-image-generation"; empty for none.
         earlier: the folder that this one replaces; a README.md there that a person wrote is kept.
     """
-    names = {caption: f"{PICTURES}/{_file_name(caption)}.png" for caption in card.pictures}
+    names = {caption: f"{PICTURES}/{i}-{_file_name(caption)}.png" for i, caption in enumerate(card.pictures, start=1)}
     for caption, picture in card.pictures.items():
         _write_picture(folder / names[caption], picture)
     text = _own_words(earlier) or _render(card, names, configuration, usage, task)
@@ -81,7 +83,7 @@ def _own_words(folder: Path) -> str:
 
 
 def _file_name(caption: str) -> str:
-    return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in caption.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:_LONGEST_NAME]
 
 
 def _write_picture(path: Path, picture: Image.Image | Path) -> None:

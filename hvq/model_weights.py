@@ -34,11 +34,19 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], where: Path, wha
         CheckpointError: which names the first tensor that is missing, unknown, or of another shape, and says what is
             likely to have happened.
     """
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    received = {name: tensor.shape for name, tensor in tensors.items()}
-    if fault := _fault(expected, received):
-        raise CheckpointError(f"{what} at {where} {fault}; {likely_cause(expected, received)}")
+    if fault := state_fault(model, tensors):
+        cause = likely_cause(_shapes(model.state_dict()), _shapes(tensors))
+        raise CheckpointError(f"{what} at {where} {fault}; {cause}")
     model.load_state_dict(tensors)
+
+
+def state_fault(model: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+    """The first of the tensors that is missing, unknown, or of another shape than the model's, in words."""
+    return _fault(_shapes(model.state_dict()), _shapes(tensors))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def load_widened(model: nn.Module, tensors: Mapping[str, Tensor], where: Path, what: str) -> None:

@@ -31,7 +31,7 @@ from hvq.model_folders import (
     require_replaceable,
     write_model,
 )
-from hvq.model_weights import load_widened
+from hvq.model_weights import load_widened, state_fault
 
 Description = TypeVar("Description", bound=FrozenModel)
 COMMIT = "Weights, configuration and card"
@@ -68,6 +68,14 @@ class PretrainedModule(nn.Module, ABC, Generic[Description]):
     def usage(self, name: str) -> str:
         """Python for the model card: load it, and do something with it."""
 
+    def usual_fields(self) -> Mapping[str, Any]:
+        """Fields that nobody has to give; none by default."""
+        return {}
+
+    def completed(self, description: Description) -> Description:
+        """The description with what the module and given fields tell together; as it is by default."""
+        return description
+
     # --- what all share ---
 
     def describe(self, **about: Any) -> Description:
@@ -86,7 +94,8 @@ class PretrainedModule(nn.Module, ABC, Generic[Description]):
             raise ConfigurationError(
                 f"{self._article()} is saved with {', '.join(takes) or 'nothing beside it'}; received {unknown[0]}"
             )
-        before = {} if self.description is None else {name: getattr(self.description, name) for name in takes}
+        loaded = self.description
+        before = self.usual_fields() if loaded is None else {name: getattr(loaded, name) for name in takes}
         given = {**before, **about}
         if missing := [name for name in takes if fields[name].is_required() and name not in given]:
             raise ConfigurationError(
@@ -94,9 +103,12 @@ class PretrainedModule(nn.Module, ABC, Generic[Description]):
                 f"pass {missing[0]}=... to save_pretrained"
             )
         try:
-            return self.description_type.model_validate({**given, **own})  # type: ignore[return-value]
+            described: Any = self.description_type.model_validate({**given, **own})
         except ValidationError as error:
             raise ConfigurationError(f"{self._article()} cannot be described: {first_fault(error)}") from None
+        described = self.completed(described)
+        self._require_loadable(described)
+        return described
 
     def save_pretrained(self, folder: str | Path, *, card: ModelCard | None = None, **about: Any) -> None:
         """Write `model.safetensors`, `config.json` and a model card, whole or not at all.
@@ -207,6 +219,17 @@ class PretrainedModule(nn.Module, ABC, Generic[Description]):
             write_card(partial, shown, configuration=configuration, usage=self.usage(name), earlier=folder)
 
         write_model(folder, self.state_dict(), description, also)
+
+    def _require_loadable(self, description: Description) -> None:
+        """Refuse what would not load again: parts may have been replaced since the module was built."""
+        # No tensor takes memory there.
+        with torch.device("meta"):
+            built = self.from_description(description)
+        if fault := state_fault(built, self.state_dict()):
+            raise ConfigurationError(
+                f"{self._article()} as described would not load again, since this one {fault}: a part was replaced; "
+                "save its state_dict with safetensors"
+            )
 
     def _summary(self) -> str:
         numbers = sum(parameter.numel() for parameter in self.parameters())

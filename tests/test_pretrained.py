@@ -191,6 +191,12 @@ def _by_hand() -> Autoencoder:
     return Autoencoder(levels=[level], decoder=model.decoder)
 
 
+def _changed() -> Autoencoder:
+    model = small_model((2,))
+    model.decoder = torch.nn.Conv2d(3, 2, 1)
+    return model
+
+
 UNSAVED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "own class": (
         OwnQuantizer(codebook_size=7, code_dimension=3),
@@ -205,6 +211,7 @@ UNSAVED: dict[str, tuple[Any, dict[str, Any], str]] = {
         "quantizers of a row that differ .* save each of them",
     ),
     "by hand": (_by_hand(), {"image_size": SIZE}, "put together by hand .* build_autoencoder, or save its state_dict"),
+    "changed": (_changed(), {"image_size": SIZE}, "would not load again, since this one lacks .*: a part was replaced"),
     "own prior": (
         type("Own", (PixelCNNPrior,), {})(codebook_size=7),
         ABOUT,

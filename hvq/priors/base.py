@@ -127,6 +127,9 @@ class Prior(PretrainedModule[PriorDescription], KeepsArguments):
     def architecture(self) -> Mapping[str, Any]:
         """The fields of its description that it knows, but for its own G, which goes by the name of its level.
 
+        The others are `level`, `grid`, `image_size`, `encoder_hash` (`hvq.storage.encoder_hash` of the autoencoder
+        whose codes it models), `classes` by name, and what else `PriorDescription` has.
+
         Raises:
             ConfigurationError: where no configuration makes this prior.
         """
@@ -141,26 +144,23 @@ class Prior(PretrainedModule[PriorDescription], KeepsArguments):
             "vector_size": self._told["vector_size"],
         }
 
-    def describe(self, **about: Any) -> PriorDescription:
-        """Its `config.json`.
+    def usual_fields(self) -> Mapping[str, Any]:
+        """Numbers for the names of classes."""
+        return {"classes": tuple(map(str, range(self._told["num_classes"])))}
 
-        Args:
-            about: `level`, `grid`, `image_size` and `encoder_hash` (`hvq.storage.encoder_hash` of the autoencoder whose
-                codes it models), `classes` by name (numbers by default), and what else `PriorDescription` has; those of
-                the folder it was loaded from by default.
+    def completed(self, description: PriorDescription) -> PriorDescription:
+        """The description with its own G, by the name of its level.
 
         Raises:
-            ConfigurationError: where one is missing, unknown or malformed, or no configuration makes this prior.
+            ConfigurationError: where there are more or fewer names of classes than classes.
         """
-        num_classes = self._told["num_classes"]
-        names = {} if self.description else {"classes": tuple(map(str, range(num_classes)))}
-        described = super().describe(**{**names, **about})
-        if len(described.classes) != num_classes:
+        if len(description.classes) != self._told["num_classes"]:
             raise ConfigurationError(
-                f"classes must name the {num_classes} classes of the prior; received {len(described.classes)}"
+                f"classes must name the {self._told['num_classes']} classes of the prior; received "
+                f"{len(description.classes)}"
             )
-        own = {described.level: self.codes_per_position} if self.codes_per_position > 1 else {}
-        return described.model_copy(update={"codes_per_position": {**described.codes_per_position, **own}})
+        own = {description.level: self.codes_per_position} if self.codes_per_position > 1 else {}
+        return description.model_copy(update={"codes_per_position": {**description.codes_per_position, **own}})
 
     @classmethod
     def from_description(cls, description: PriorDescription) -> Prior:
