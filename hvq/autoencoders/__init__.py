@@ -3,6 +3,7 @@
 from hvq.autoencoders.build import build_autoencoder, check_autoencoder, convolutional_autoencoder
 from hvq.autoencoders.build_losses import build_loss
 from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, Enlargement, ResidualBlock
+from hvq.autoencoders.description import AutoencoderDescription
 from hvq.autoencoders.initialization import initialize_codebooks
 from hvq.autoencoders.level import Level, weights_channels_last
 from hvq.autoencoders.losses import AutoencoderLoss
@@ -12,6 +13,7 @@ from hvq.autoencoders.stack import Autoencoder, AutoencoderResult
 
 __all__ = [
     "Autoencoder",
+    "AutoencoderDescription",
     "AutoencoderLoss",
     "AutoencoderResult",
     "ConvolutionalDecoder",
