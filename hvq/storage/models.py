@@ -33,6 +33,9 @@ class AutoencoderDescription(FrozenModel):
     autoencoder: AutoencoderConfig
     image_size: tuple[PositiveInt, PositiveInt]
     classes: tuple[str, ...] = ()
+    about: str = Field(
+        "", description="where the weights come from, and the range of pixels; empty where hvq made them"
+    )
 
 
 class PriorDescription(FrozenModel):
@@ -53,6 +56,7 @@ class PriorDescription(FrozenModel):
     codes_hash: str | None = Field(None, description="of the codes that it was trained on")
     sampling: CodeSamplingConfig = CodeSamplingConfig()
     held_out_nats: Annotated[float, Field(ge=0)] | None = None
+    about: str = Field("", description="where the weights come from; empty where hvq made them")
 
 
 def encoder_hash(model: Autoencoder) -> str:
@@ -67,7 +71,7 @@ def encoder_hash(model: Autoencoder) -> str:
 
 def save_autoencoder(folder: Path, model: Autoencoder, description: AutoencoderDescription) -> None:
     """Write an autoencoder's folder, whole or not at all."""
-    _save(folder, model.state_dict(), description)
+    save_model(folder, model.state_dict(), description)
 
 
 def save_prior(folder: Path, weights: Mapping[str, torch.Tensor], description: PriorDescription) -> None:
@@ -78,7 +82,7 @@ def save_prior(folder: Path, weights: Mapping[str, torch.Tensor], description: P
         weights: the prior's `state_dict`, in whole tensors.
         description: its `config.json`.
     """
-    _save(folder, weights, description)
+    save_model(folder, weights, description)
 
 
 def load_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderDescription]:
@@ -87,9 +91,9 @@ def load_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderDescription]
     Raises:
         CheckpointError: where the folder is missing, damaged, or of another format.
     """
-    description = _read_description(folder, AutoencoderDescription, "autoencoder")
+    description = read_description(folder, AutoencoderDescription, "autoencoder")
     model = build_autoencoder(description.autoencoder)
-    _load_weights(model, folder, "autoencoder")
+    load_weights(model, folder, "autoencoder")
     return model.eval(), description
 
 
@@ -99,7 +103,7 @@ def load_prior(folder: Path) -> tuple[Prior, PriorDescription]:
     Raises:
         CheckpointError: where the folder is missing, damaged, or of another format.
     """
-    description = _read_description(folder, PriorDescription, "prior")
+    description = read_description(folder, PriorDescription, "prior")
     model = build_prior(
         description.model,
         codebook_size=description.codebook_size,
@@ -108,7 +112,7 @@ def load_prior(folder: Path) -> tuple[Prior, PriorDescription]:
         codes_per_position=description.codes_per_position.get(description.level, 1),
         coarser_codes_per_position=description.codes_per_position,
     )
-    _load_weights(model, folder, "prior")
+    load_weights(model, folder, "prior")
     return model.eval(), description
 
 
@@ -152,12 +156,18 @@ def load_state(model: nn.Module, tensors: dict[str, torch.Tensor], where: Path, 
     model.load_state_dict(tensors)
 
 
-Description = TypeVar("Description", AutoencoderDescription, PriorDescription)
+Description = TypeVar("Description", bound=FrozenModel)
 
 
-def _save(
-    folder: Path, weights: Mapping[str, torch.Tensor], description: AutoencoderDescription | PriorDescription
-) -> None:
+def save_model(folder: Path, weights: Mapping[str, torch.Tensor], description: FrozenModel) -> None:
+    """Write a model's folder, whole or not at all.
+
+    Args:
+        folder: where it will stand.
+        weights: in whole tensors.
+        description: its `config.json`.
+    """
+
     def write(partial: Path) -> None:
         write_tensors(partial / WEIGHTS, weights)
         write_json(partial / CONFIG, description.model_dump(mode="json"))
@@ -165,12 +175,22 @@ def _save(
     write_folder(folder, write)
 
 
-def _load_weights(model: nn.Module, folder: Path, what: str) -> None:
+def load_weights(model: nn.Module, folder: Path, what: str) -> None:
+    """Fill a model with all the tensors of its folder.
+
+    Raises:
+        CheckpointError: where they are missing, damaged, or of another model.
+    """
     tensors, _ = read_tensors(folder / WEIGHTS, f"{what} weights")
     load_state(model, tensors, folder, what)
 
 
-def _read_description(folder: Path, kind: type[Description], what: str) -> Description:
+def read_description(folder: Path, kind: type[Description], what: str) -> Description:
+    """The `config.json` of a model's folder.
+
+    Raises:
+        CheckpointError: where it is missing, damaged, or of another format.
+    """
     if not folder.is_dir():
         raise CheckpointError(f"no {what} in {folder}: train it first, or check the path")
     content: dict[str, Any] = read_json(folder / CONFIG, f"{what} configuration")

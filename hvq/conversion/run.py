@@ -1,0 +1,191 @@
+"""Checkpoints of other projects to the folder of a run, where all stages and `load_hierarchy` find them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvq.autoencoders import Autoencoder
+from hvq.config import RunConfig
+from hvq.conversion import codebooks, rosinality_prior
+from hvq.conversion.codebooks import convert_codebooks
+from hvq.conversion.kinds import AUTOENCODERS, detect_kind
+from hvq.conversion.rosinality_prior import ConvertedPrior
+from hvq.conversion.tensors import ForeignCheckpoint, unwrap
+from hvq.errors import CheckpointError, ConfigurationError
+from hvq.storage import RunFolder, encoder_hash, load_autoencoder, save_autoencoder, save_prior, save_quantizer
+from hvq.storage.models import AutoencoderDescription, PriorDescription
+from hvq.storage.quantizers import QuantizerDescription
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file to convert: its name, what it holds, and its kind."""
+
+    name: str
+    checkpoint: ForeignCheckpoint
+    kind: str
+
+
+def convert_checkpoints(
+    run: RunFolder,
+    contents: Mapping[str, object],
+    *,
+    kind: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    data_path: str = "images",
+) -> list[Path]:
+    """Write what other projects' checkpoints hold as model folders of a run, and the run's configuration.
+
+    Args:
+        run: where `autoencoder/`, `priors/<level>/` and `config.json`, or `quantizer/`, will stand.
+        contents: what each file holds, plain tensors by name, bare or wrapped, by the name of the file: an autoencoder,
+            its priors, or both; priors alone go to an autoencoder that is there.
+        kind: one of `KINDS`, for all of them; None tells it from the names of the tensors.
+        image_size: (H, W) that the autoencoder was trained on; None takes what the priors' grids say, or else the
+            project's own.
+        data_path: the folder of images that the configuration names, for stages that read some.
+
+    Returns:
+        The folders that were written.
+
+    Raises:
+        CheckpointError: where a checkpoint does not fit its kind, parts do not belong together, or a folder that would
+            be written is there already.
+    """
+    sources = [_source(name, content, kind) for name, content in contents.items()]
+    quantizers = [source for source in sources if source.kind == codebooks.KIND]
+    autoencoders = [source for source in sources if source.kind in AUTOENCODERS]
+    priors = [(source, _in(source, _prior)) for source in sources if source.kind == rosinality_prior.KIND]
+    for several in (quantizers, autoencoders):
+        if len(several) > 1:
+            raise CheckpointError(
+                f"a run has one autoencoder, or one quantizer; received {', '.join(s.name for s in several)}: convert "
+                "each into a folder of its own"
+            )
+    written = [_write_quantizer(run, source) for source in quantizers]
+    if not autoencoders and not priors:
+        return written
+    _require_free([*([run.autoencoder] if autoencoders else []), *(run.prior(prior.level) for _, prior in priors)])
+    if autoencoders:
+        model, described = _convert_autoencoder(autoencoders[0], [prior for _, prior in priors], image_size)
+    else:
+        model, described = load_autoencoder(run.autoencoder)
+    descriptions = [_describe_prior(source, prior, model, described) for source, prior in priors]
+    config = _run_config(run, described, {prior.level: prior for _, prior in priors}, data_path)
+    if autoencoders:
+        save_autoencoder(run.autoencoder, model, described)
+        written.append(run.autoencoder)
+    for (_, prior), description in zip(priors, descriptions, strict=True):
+        save_prior(run.prior(prior.level), prior.model.state_dict(), description)
+        written.append(run.prior(prior.level))
+    run.save_config(config)
+    return written
+
+
+def _source(name: str, content: object, kind: str | None) -> _Source:
+    try:
+        checkpoint = unwrap(content)
+        return _Source(name, checkpoint, kind or detect_kind(checkpoint.tensors))
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+
+
+def _in(source: _Source, convert: Callable[[ForeignCheckpoint], Any]) -> Any:
+    """The conversion of a file, with its name before what is wrong with it."""
+    try:
+        return convert(source.checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source.name}: {error}") from None
+
+
+def _prior(checkpoint: ForeignCheckpoint) -> ConvertedPrior:
+    return rosinality_prior.convert_rosinality_prior(checkpoint)
+
+
+def _require_free(folders: Sequence[Path]) -> None:
+    if there := [str(folder) for folder in folders if folder.exists()]:
+        raise CheckpointError(f"{there[0]} is there already; name another run folder, or remove it")
+
+
+def _write_quantizer(run: RunFolder, source: _Source) -> Path:
+    folder = run.path / "quantizer"
+    _require_free([folder])
+    converted = _in(source, lambda checkpoint: convert_codebooks(checkpoint.tensors))
+    about = f"Codebooks of {source.name}"
+    about += f", without {converted.left_out} other tensors of the model." if converted.left_out else "."
+    description = QuantizerDescription(
+        quantizer=converted.config,
+        codebook_size=converted.model.codebook_size,
+        code_dimension=converted.model.code_dimension,
+        about=about,
+    )
+    save_quantizer(folder, converted.model, description)
+    return folder
+
+
+def _convert_autoencoder(
+    source: _Source, priors: Sequence[ConvertedPrior], image_size: tuple[int, int] | None
+) -> tuple[Autoencoder, AutoencoderDescription]:
+    kind = AUTOENCODERS[source.kind]
+    model, config = _in(source, lambda checkpoint: kind.convert(checkpoint.tensors))
+    if image_size is None and priors:
+        stride = model.strides[priors[0].level]
+        image_size = (priors[0].grid[0] * stride, priors[0].grid[1] * stride)
+    about = (
+        f"Converted from {kind.project} ({source.name}). It takes and gives images in [-1, 1], float: byte / 127.5 - 1."
+    )
+    return model, AutoencoderDescription(autoencoder=config, image_size=image_size or kind.image_size, about=about)
+
+
+def _describe_prior(
+    source: _Source, prior: ConvertedPrior, model: Autoencoder, described: AutoencoderDescription
+) -> PriorDescription:
+    _require_same_codes(source, prior, model)
+    expected = model.grids(described.image_size)[prior.level]
+    if prior.grid != expected:
+        stride = model.strides[prior.level]
+        grid, size = "x".join(map(str, prior.grid)), "x".join(str(n * stride) for n in prior.grid)
+        raise CheckpointError(
+            f"{source.name}: the prior is of a grid of {grid}, so of images of {size}; the autoencoder's are of "
+            f"{'x'.join(map(str, described.image_size))}: convert it for images of {size}"
+        )
+    return PriorDescription(
+        model=prior.config,
+        level=prior.level,
+        codebook_size=prior.codebook_size,
+        coarser=prior.coarser,
+        grid=prior.grid,
+        image_size=described.image_size,
+        encoder_hash=encoder_hash(model),
+        about=f"Converted from rosinality/vq-vae-2-pytorch ({source.name}).",
+    )
+
+
+def _require_same_codes(source: _Source, prior: ConvertedPrior, model: Autoencoder) -> None:
+    sizes = {name: quantizer.codebook_size for name, quantizer in model.quantizers.items()}
+    for level, size in {**prior.coarser, prior.level: prior.codebook_size}.items():
+        if sizes.get(level) != size:
+            raise CheckpointError(
+                f"{source.name}: the prior is of a level {level} of {size} codes; the autoencoder's levels have "
+                f"{', '.join(f'{name} {number}' for name, number in sizes.items())}: they do not belong together"
+            )
+
+
+def _run_config(
+    run: RunFolder, described: AutoencoderDescription, priors: Mapping[str, ConvertedPrior], data_path: str
+) -> RunConfig:
+    """The run's own, or a new one, with the priors that are new."""
+    channels = described.autoencoder.channels
+    if channels not in (1, 3):
+        raise ConfigurationError(f"images of a run have 1 or 3 channels; the autoencoder's have {channels}")
+    if run.config_file.exists():
+        plain = run.load_config().model_dump(mode="json")
+    else:
+        data = {"kind": "folder", "path": data_path, "size": described.image_size, "channels": channels}
+        plain = {"data": data, "priors": {}}
+    models = {level: {"model": prior.config.model_dump(mode="json")} for level, prior in priors.items()}
+    plain |= {"autoencoder": described.autoencoder.model_dump(mode="json"), "priors": {**plain["priors"], **models}}
+    return RunConfig.model_validate(plain)
