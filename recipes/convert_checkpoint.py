@@ -1,7 +1,7 @@
 """Convert checkpoints of other projects into a run folder, where all other recipes find them.
 
-Known are the autoencoder and the PixelSNAIL priors of rosinality/vq-vae-2-pytorch, and codebooks of
-vector-quantize-pytorch and encodec. Files are read as plain tensors: no code of theirs is run.
+Known are the autoencoder and the PixelSNAIL priors of rosinality/vq-vae-2-pytorch, the autoencoder of vvvm23/vqvae-2,
+and codebooks of vector-quantize-pytorch and encodec. Files are read as plain tensors: no code of theirs is run.
 """
 
 import argparse

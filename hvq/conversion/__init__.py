@@ -6,6 +6,7 @@ from hvq.conversion.rosinality import convert_rosinality
 from hvq.conversion.rosinality_prior import ConvertedPrior, convert_rosinality_prior
 from hvq.conversion.run import convert_checkpoints
 from hvq.conversion.tensors import ForeignCheckpoint, unwrap
+from hvq.conversion.vvvm23 import convert_vvvm23
 
 __all__ = [
     "KINDS",
@@ -16,6 +17,7 @@ __all__ = [
     "convert_codebooks",
     "convert_rosinality",
     "convert_rosinality_prior",
+    "convert_vvvm23",
     "detect_kind",
     "unwrap",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hvq.autoencoders import Autoencoder
 from hvq.config import AutoencoderConfig
-from hvq.conversion import codebooks, rosinality, rosinality_prior
+from hvq.conversion import codebooks, rosinality, rosinality_prior, vvvm23
 from hvq.errors import CheckpointError
 
 AutoencoderConversion = Callable[[Mapping[str, Tensor]], tuple[Autoencoder, AutoencoderConfig]]
@@ -24,18 +24,30 @@ class AutoencoderKind:
         convert: to a model and its configuration.
         project: where it comes from.
         image_size: (H, W) that it is published for, where nothing else is known.
+        unit_range_of_grey: whether those of grey images were trained on [0, 1], in place of [-1, 1].
     """
 
     signature: tuple[str, ...]
     convert: AutoencoderConversion
     project: str
     image_size: tuple[int, int] = (256, 256)
+    unit_range_of_grey: bool = False
+
+    def pixels(self, channels: int) -> str:
+        """A sentence about the range of pixels."""
+        if channels == 1 and self.unit_range_of_grey:
+            return (
+                "It takes and gives images in [0, 1], float, where it was trained by the project's own recipe for grey "
+                "ones; the stages here give it [-1, 1], so use it by its own forward, or train it further."
+            )
+        return "It takes and gives images in [-1, 1], float: byte / 127.5 - 1."
 
 
 AUTOENCODERS = {
     rosinality.KIND: AutoencoderKind(
         rosinality.SIGNATURE, rosinality.convert_rosinality, "rosinality/vq-vae-2-pytorch"
     ),
+    vvvm23.KIND: AutoencoderKind(vvvm23.SIGNATURE, vvvm23.convert_vvvm23, "vvvm23/vqvae-2", unit_range_of_grey=True),
 }
 KINDS = (*AUTOENCODERS, rosinality_prior.KIND, codebooks.KIND)
 """Kinds of checkpoint that are known, by the names that `--from` takes."""

@@ -134,9 +134,7 @@ def _convert_autoencoder(
     if image_size is None and priors:
         stride = model.strides[priors[0].level]
         image_size = (priors[0].grid[0] * stride, priors[0].grid[1] * stride)
-    about = (
-        f"Converted from {kind.project} ({source.name}). It takes and gives images in [-1, 1], float: byte / 127.5 - 1."
-    )
+    about = f"Converted from {kind.project} ({source.name}). {kind.pixels(config.channels)}"
     return model, AutoencoderDescription(autoencoder=config, image_size=image_size or kind.image_size, about=about)
 
 
