@@ -14,8 +14,9 @@ from command_line import RecipeParser, run, say
 
 from hvq.conversion import KINDS, convert_checkpoints
 from hvq.errors import CheckpointError
-from hvq.files import read_tensors
+from hvq.files import read_json, read_tensors
 from hvq.storage import RunFolder
+from hvq.storage.models import CONFIG
 
 _CLASS = re.compile(r"GLOBAL (\S+) (?:was not|whose)")
 
@@ -71,10 +72,13 @@ def main() -> None:
     )
     options = parser.parse_args()
     folder = RunFolder(options.run_dir)
-    contents = {file.name: read_plain(file) for file in options.files}
+    contents = {str(file): read_plain(file) for file in options.files}
     size = None if options.image_size is None else (options.image_size, options.image_size)
     written = convert_checkpoints(folder, contents, kind=options.kind, image_size=size, data_path=options.data)
-    say(f"converted into {', '.join(map(str, written))}")
+    for model in written:
+        description = read_json(model / CONFIG, "model configuration")
+        sides = "x".join(map(str, description.get("image_size", [])))
+        say(f"{model}: {description['about']}" + f" Images are taken to be of {sides}." * bool(sides))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from hvq.config_quantizers import ResidualQuantizerConfig, VectorQuantizerConfig
-from hvq.conversion.tensors import misfit, shape_of
+from hvq.conversion.tensors import adopt, misfit, shape_of
 from hvq.errors import CheckpointError
-from hvq.quantizers import Quantizer
+from hvq.quantizers import Codebook, Quantizer
 from hvq.quantizers.build import build_quantizer
-from hvq.quantizers.codebook import Codebook
 
 KIND = "codebook"
 # `layers.3.` of a residual quantizer, `_codebook` of vector-quantize-pytorch and encodec, `codebook` of transformers.
@@ -153,11 +152,8 @@ def _on_sphere(vectors: Tensor) -> bool:
 def _adopt(codebook: Codebook, own: Mapping[str, Tensor], name: str, head: int = 0) -> None:
     there = name.removesuffix("embed")
     counts, flag = own[f"{there}cluster_size"], own.get(f"{there}initted", own.get(f"{there}inited"))
-    codebook.adopt(
-        _heads(own, name)[head],
-        counts if counts.dim() == 1 else counts[head],
-        initialized=flag is None or bool(flag),
-    )
+    vectors, counts = _heads(own, name)[head], counts if counts.dim() == 1 else counts[head]
+    adopt(codebook, there.rstrip("."), vectors, counts, initialized=flag is None or bool(flag))
 
 
 @torch.no_grad()

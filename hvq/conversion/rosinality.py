@@ -13,8 +13,7 @@ from torch import Tensor
 
 from hvq.autoencoders import Autoencoder, build_autoencoder
 from hvq.config import AutoencoderConfig
-from hvq.conversion.tensors import Rule, count, fill, require_names, shape_of
-from hvq.quantizers.codebook import Codebook
+from hvq.conversion.tensors import Rule, adopt, count, fill, require_names, shape_of
 
 KIND = "rosinality"
 SIGNATURE = ("enc_b.blocks.0.weight", "quantize_t.embed")
@@ -59,14 +58,9 @@ def convert_rosinality(tensors: Mapping[str, Tensor]) -> tuple[Autoencoder, Auto
     fill(model, rules, tensors, KIND)
     for level, name in _CODEBOOKS.items():
         (codebook,) = model.quantizers[level].codebooks
-        _adopt(codebook, name, tensors)
+        # There, vectors are columns.
+        adopt(codebook, name, tensors[f"{name}.embed"].T, tensors[f"{name}.cluster_size"])
     return model.eval(), config
-
-
-def _adopt(codebook: Codebook, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """There, vectors are columns."""
-    shape_of(tensors, f"{name}.cluster_size", 1, KIND)
-    codebook.adopt(tensors[f"{name}.embed"].T, tensors[f"{name}.cluster_size"])
 
 
 def _read_config(tensors: Mapping[str, Tensor]) -> AutoencoderConfig:

@@ -22,11 +22,16 @@ from hvq.storage.quantizers import QuantizerDescription
 
 @dataclass(frozen=True)
 class _Source:
-    """A file to convert: its name, what it holds, and its kind."""
+    """A file to convert: its path, what it holds, and its kind."""
 
-    name: str
+    path: str
     checkpoint: ForeignCheckpoint
     kind: str
+
+    @property
+    def name(self) -> str:
+        """What descriptions say, which are published: folders of this machine are nobody's concern."""
+        return Path(self.path).name
 
 
 def convert_checkpoints(
@@ -41,7 +46,7 @@ def convert_checkpoints(
 
     Args:
         run: where `autoencoder/`, `priors/<level>/` and `config.json`, or `quantizer/`, will stand.
-        contents: what each file holds, plain tensors by name, bare or wrapped, by the name of the file: an autoencoder,
+        contents: what each file holds, plain tensors by name, bare or wrapped, by the path of the file: an autoencoder,
             its priors, or both; priors alone go to an autoencoder that is there.
         kind: one of `KINDS`, for all of them; None tells it from the names of the tensors.
         image_size: (H, W) that the autoencoder was trained on; None takes what the priors' grids say, or else the
@@ -55,14 +60,14 @@ def convert_checkpoints(
         CheckpointError: where a checkpoint does not fit its kind, parts do not belong together, or a folder that would
             be written is there already.
     """
-    sources = [_source(name, content, kind) for name, content in contents.items()]
+    sources = [_source(path, content, kind) for path, content in contents.items()]
     quantizers = [source for source in sources if source.kind == codebooks.KIND]
     autoencoders = [source for source in sources if source.kind in AUTOENCODERS]
     priors = [(source, _in(source, _prior)) for source in sources if source.kind == rosinality_prior.KIND]
     for several in (quantizers, autoencoders):
         if len(several) > 1:
             raise CheckpointError(
-                f"a run has one autoencoder, or one quantizer; received {', '.join(s.name for s in several)}: convert "
+                f"a run has one autoencoder, or one quantizer; received {', '.join(s.path for s in several)}: convert "
                 "each into a folder of its own"
             )
     written = [_write_quantizer(run, source) for source in quantizers]
@@ -85,12 +90,12 @@ def convert_checkpoints(
     return written
 
 
-def _source(name: str, content: object, kind: str | None) -> _Source:
+def _source(path: str, content: object, kind: str | None) -> _Source:
     try:
         checkpoint = unwrap(content)
-        return _Source(name, checkpoint, kind or detect_kind(checkpoint.tensors))
+        return _Source(path, checkpoint, kind or detect_kind(checkpoint.tensors))
     except CheckpointError as error:
-        raise CheckpointError(f"{name}: {error}") from None
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _in(source: _Source, convert: Callable[[ForeignCheckpoint], Any]) -> Any:
@@ -98,7 +103,7 @@ def _in(source: _Source, convert: Callable[[ForeignCheckpoint], Any]) -> Any:
     try:
         return convert(source.checkpoint)
     except CheckpointError as error:
-        raise CheckpointError(f"{source.name}: {error}") from None
+        raise CheckpointError(f"{source.path}: {error}") from None
 
 
 def _prior(checkpoint: ForeignCheckpoint) -> ConvertedPrior:
@@ -147,7 +152,7 @@ def _describe_prior(
         stride = model.strides[prior.level]
         grid, size = "x".join(map(str, prior.grid)), "x".join(str(n * stride) for n in prior.grid)
         raise CheckpointError(
-            f"{source.name}: the prior is of a grid of {grid}, so of images of {size}; the autoencoder's are of "
+            f"{source.path}: the prior is of a grid of {grid}, so of images of {size}; the autoencoder's are of "
             f"{'x'.join(map(str, described.image_size))}: convert it for images of {size}"
         )
     return PriorDescription(
@@ -167,7 +172,7 @@ def _require_same_codes(source: _Source, prior: ConvertedPrior, model: Autoencod
     for level, size in {**prior.coarser, prior.level: prior.codebook_size}.items():
         if sizes.get(level) != size:
             raise CheckpointError(
-                f"{source.name}: the prior is of a level {level} of {size} codes; the autoencoder's levels have "
+                f"{source.path}: the prior is of a level {level} of {size} codes; the autoencoder's levels have "
                 f"{', '.join(f'{name} {number}' for name, number in sizes.items())}: they do not belong together"
             )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hvq.errors import CheckpointError
+from hvq.quantizers import Codebook
 
 # Under which names training scripts put a state dict beside other things.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
@@ -138,6 +139,29 @@ def misfit(kind: str, missing: Sequence[str], extra: Sequence[str]) -> Checkpoin
     else:
         cause = "parts were added to the model before it was trained, or it is a newer version of it"
     return CheckpointError(f"the checkpoint does not fit {kind}: it {' and '.join(faults)}; {cause}")
+
+
+def adopt(codebook: Codebook, name: str, vectors: Tensor, counts: Tensor, *, initialized: bool = True) -> None:
+    """Let a codebook go on from a foreign one.
+
+    Args:
+        codebook: of a model here.
+        name: of the foreign one, for the error.
+        vectors: `[K, D]`.
+        counts: `[K]`, of its moving averages.
+        initialized: whether it has seen latents.
+
+    Raises:
+        CheckpointError: where shapes are others.
+    """
+    size, dimension = codebook.vectors.shape
+    if vectors.shape != (size, dimension) or counts.shape != (size,):
+        raise CheckpointError(
+            f"{name} must have {size} vectors of length {dimension}, as other tensors of the checkpoint say, and as "
+            f"many counts; it has vectors {list(vectors.shape)} and counts {list(counts.shape)}: its code was changed "
+            "before it was trained"
+        )
+    codebook.adopt(vectors, counts, initialized=initialized)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from hvq.autoencoders import Autoencoder, build_autoencoder
 from hvq.autoencoders.convolution import stage_factors
 from hvq.config import AutoencoderConfig
-from hvq.conversion.tensors import Rule, count, fill, require_names, shape_of
+from hvq.conversion.tensors import Rule, adopt, count, fill, require_names, shape_of
 from hvq.level_names import default_level_names
 
 KIND = "vvvm23"
@@ -54,7 +54,8 @@ def convert_vvvm23(tensors: Mapping[str, Tensor]) -> tuple[Autoencoder, Autoenco
     for i, name in enumerate(reversed(names)):
         (codebook,) = model.quantizers[name].codebooks
         # There, vectors are columns.
-        codebook.adopt(tensors[f"codebooks.{i}.embed"].T, tensors[f"codebooks.{i}.cluster_size"])
+        there = f"codebooks.{i}"
+        adopt(codebook, there, tensors[f"{there}.embed"].T, tensors[f"{there}.cluster_size"])
     return model.eval(), config
 
 

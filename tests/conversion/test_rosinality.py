@@ -88,6 +88,10 @@ def test_what_does_not_fit_is_named() -> None:
         convert_rosinality(state)
     with pytest.raises(CheckpointError, match=r"lacks quantize_conv_t\.weight"):
         convert_rosinality({"enc_b.blocks.0.weight": torch.zeros(2)})
+    state = rosinality_state()
+    state["quantize_t.embed"] = state["quantize_t.embed"][:4]
+    with pytest.raises(CheckpointError, match=r"quantize_t must have 11 vectors of length 5.* vectors \[11, 4\]"):
+        convert_rosinality(state)
     state["quantize_b.embed"] = state["quantize_b.embed"][0]
     with pytest.raises(CheckpointError, match=r"quantize_b\.embed with 2 axes; it has shape \[13\]"):
         convert_rosinality(state)

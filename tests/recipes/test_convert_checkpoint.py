@@ -44,7 +44,10 @@ def test_other_recipes_go_on_from_there(files: list[Path], tmp_path: Path) -> No
         Image.new("RGB", (16, 16), (10 * i, 250 - 10 * i, 7)).save(images / f"{i}.png")
     converted = run_recipe("convert_checkpoint", *files, "--run-dir", run.path, "--data", images)
     assert (converted.code, converted.err) == (0, "")
-    assert converted.out.startswith(f"converted into {run.autoencoder}, ")
+    lines = converted.out.splitlines()
+    assert lines[0].startswith(f"{run.autoencoder}: Converted from rosinality/vq-vae-2-pytorch (vqvae.pt). It takes")
+    assert lines[0].endswith("Images are taken to be of 16x16.")
+    assert [line.split(": ")[0] for line in lines[1:]] == [str(run.prior("bottom")), str(run.prior("top"))]
     sampled = run_recipe("sample", "--run-dir", run.path, "sampling.samples_per_class=3", "chunk_size=3")
     assert (sampled.code, sampled.err) == (0, "")
     samples, _ = read_tensors(run.samples / "samples.safetensors", "samples")
@@ -92,7 +95,7 @@ class _Maker:
             r"holds an object of posix.mkdir, and",
         ),
         (
-            lambda path: path.write_bytes(pickle.dumps(_Maker(path.parent / "made"))),
+            lambda path: path.write_bytes(pickle.dumps(_Maker(path.parent / "made"), protocol=2)),
             r"and reading it could run any code",
         ),
         (lambda path: path.write_bytes(b"no checkpoint"), r"holds more than tensors, or is damaged"),
@@ -112,7 +115,17 @@ def test_what_is_not_tensors_is_a_sentence(tmp_path: Path, write: object, expect
     assert not (tmp_path / "made").exists()
 
 
+def test_files_of_one_name_are_two_files(files: list[Path], tmp_path: Path) -> None:
+    for file in files:
+        (tmp_path / file.stem).mkdir()
+        file.rename(tmp_path / file.stem / "last.pt")
+    paths = [tmp_path / file.stem / "last.pt" for file in files]
+    assert run_recipe("convert_checkpoint", *paths, "--run-dir", tmp_path / "run").code == 0
+    assert list(load_hierarchy(RunFolder(tmp_path / "run")).priors) == ["top", "bottom"]
+    assert str(tmp_path) not in (tmp_path / "run" / "autoencoder" / "config.json").read_text()
+
+
 def test_unknown_kinds_are_refused_with_the_known_ones(files: list[Path], tmp_path: Path) -> None:
     failed = run_recipe("convert_checkpoint", files[0], "--run-dir", tmp_path / "run", "--from", "keras")
     assert failed.code == 1
-    assert "'rosinality', 'rosinality-pixelsnail'" in failed.err
+    assert "choose from 'rosinality', 'vvvm23'" in failed.err
