@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hvq.autoencoders import Autoencoder
 from hvq.config import RunConfig
-from hvq.conversion import codebooks, rosinality_prior
+from hvq.conversion import codebooks
 from hvq.conversion.codebooks import convert_codebooks
 from hvq.conversion.kinds import AUTOENCODERS, detect_kind
-from hvq.conversion.rosinality_prior import ConvertedPrior
+from hvq.conversion.rosinality_prior import KIND as PRIOR_KIND
+from hvq.conversion.rosinality_prior import ConvertedPrior, convert_rosinality_prior
 from hvq.conversion.tensors import ForeignCheckpoint, unwrap
 from hvq.errors import CheckpointError, ConfigurationError
 from hvq.storage import RunFolder, encoder_hash, load_autoencoder, save_autoencoder, save_prior, save_quantizer
@@ -32,6 +34,18 @@ class _Source:
     def name(self) -> str:
         """What descriptions say, which are published: folders of this machine are nobody's concern."""
         return Path(self.path).name
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """A prior, and the file that it is of."""
+
+    source: _Source
+    converted: ConvertedPrior
+
+
+# A folder, and what writes it.
+_Write = tuple[Path, Callable[[Path], None]]
 
 
 def convert_checkpoints(
@@ -61,33 +75,26 @@ def convert_checkpoints(
             be written is there already.
     """
     sources = [_source(path, content, kind) for path, content in contents.items()]
-    quantizers = [source for source in sources if source.kind == codebooks.KIND]
-    autoencoders = [source for source in sources if source.kind in AUTOENCODERS]
-    priors = [(source, _in(source, _prior)) for source in sources if source.kind == rosinality_prior.KIND]
-    for several in (quantizers, autoencoders):
-        if len(several) > 1:
-            raise CheckpointError(
-                f"a run has one autoencoder, or one quantizer; received {', '.join(s.path for s in several)}: convert "
-                "each into a folder of its own"
-            )
-    written = [_write_quantizer(run, source) for source in quantizers]
-    if not autoencoders and not priors:
-        return written
-    _require_free([*([run.autoencoder] if autoencoders else []), *(run.prior(prior.level) for _, prior in priors)])
-    if autoencoders:
-        model, described = _convert_autoencoder(autoencoders[0], [prior for _, prior in priors], image_size)
-    else:
-        model, described = load_autoencoder(run.autoencoder)
-    descriptions = [_describe_prior(source, prior, model, described) for source, prior in priors]
-    config = _run_config(run, described, {prior.level: prior for _, prior in priors}, data_path)
-    if autoencoders:
-        save_autoencoder(run.autoencoder, model, described)
-        written.append(run.autoencoder)
-    for (_, prior), description in zip(priors, descriptions, strict=True):
-        save_prior(run.prior(prior.level), prior.model.state_dict(), description)
-        written.append(run.prior(prior.level))
-    run.save_config(config)
-    return written
+    _require_one([source for source in sources if source.kind in AUTOENCODERS], "autoencoder")
+    _require_one([source for source in sources if source.kind == codebooks.KIND], "quantizer")
+    priors = [_Prior(source, _in(source, convert_rosinality_prior)) for source in sources if source.kind == PRIOR_KIND]
+    for level in {prior.converted.level for prior in priors}:
+        _require_one([prior.source for prior in priors if prior.converted.level == level], f"prior of level {level}")
+    # All is converted before anything is written.
+    writes = [_quantizer(run, source) for source in sources if source.kind == codebooks.KIND]
+    of_images = [source for source in sources if source.kind in AUTOENCODERS]
+    if of_images or priors:
+        model, described = _autoencoder(run, of_images, priors, image_size)
+        if of_images:
+            writes.append((run.autoencoder, partial(save_autoencoder, model=model, description=described)))
+        writes += [_described_prior(run, prior, model, described) for prior in priors]
+        config = _run_config(run, described, priors, data_path)
+    _require_free([folder for folder, _ in writes])
+    for folder, write in writes:
+        write(folder)
+    if of_images or priors:
+        run.save_config(config)
+    return [folder for folder, _ in writes]
 
 
 def _source(path: str, content: object, kind: str | None) -> _Source:
@@ -106,8 +113,12 @@ def _in(source: _Source, convert: Callable[[ForeignCheckpoint], Any]) -> Any:
         raise CheckpointError(f"{source.path}: {error}") from None
 
 
-def _prior(checkpoint: ForeignCheckpoint) -> ConvertedPrior:
-    return rosinality_prior.convert_rosinality_prior(checkpoint)
+def _require_one(sources: Sequence[_Source], what: str) -> None:
+    if len(sources) > 1:
+        raise CheckpointError(
+            f"a run has one {what}; received {', '.join(source.path for source in sources)}: convert each into a "
+            "folder of its own"
+        )
 
 
 def _require_free(folders: Sequence[Path]) -> None:
@@ -115,32 +126,40 @@ def _require_free(folders: Sequence[Path]) -> None:
         raise CheckpointError(f"{there[0]} is there already; name another run folder, or remove it")
 
 
-def _write_quantizer(run: RunFolder, source: _Source) -> Path:
-    folder = run.path / "quantizer"
-    _require_free([folder])
+def _quantizer(run: RunFolder, source: _Source) -> _Write:
     converted = _in(source, lambda checkpoint: convert_codebooks(checkpoint.tensors))
-    about = f"Codebooks of {source.name}"
-    about += f", without {converted.left_out} other tensors of the model." if converted.left_out else "."
+    others = f", without {converted.left_out} other tensors of the model" if converted.left_out else ""
     description = QuantizerDescription(
         quantizer=converted.config,
         codebook_size=converted.model.codebook_size,
         code_dimension=converted.model.code_dimension,
-        about=about,
+        about=f"Codebooks of {source.name}{others}.",
     )
-    save_quantizer(folder, converted.model, description)
-    return folder
+    return run.path / "quantizer", partial(save_quantizer, model=converted.model, description=description)
 
 
-def _convert_autoencoder(
-    source: _Source, priors: Sequence[ConvertedPrior], image_size: tuple[int, int] | None
+def _autoencoder(
+    run: RunFolder, sources: Sequence[_Source], priors: Sequence[_Prior], image_size: tuple[int, int] | None
 ) -> tuple[Autoencoder, AutoencoderDescription]:
+    """The one that is among the sources, or else that of the run."""
+    if not sources:
+        return load_autoencoder(run.autoencoder)
+    (source,) = sources
     kind = AUTOENCODERS[source.kind]
     model, config = _in(source, lambda checkpoint: kind.convert(checkpoint.tensors))
     if image_size is None and priors:
-        stride = model.strides[priors[0].level]
-        image_size = (priors[0].grid[0] * stride, priors[0].grid[1] * stride)
+        prior = priors[0].converted
+        # A level that it does not have is refused with the prior.
+        stride = model.strides.get(prior.level, 1)
+        image_size = (prior.grid[0] * stride, prior.grid[1] * stride)
     about = f"Converted from {kind.project} ({source.name}). {kind.pixels(config.channels)}"
     return model, AutoencoderDescription(autoencoder=config, image_size=image_size or kind.image_size, about=about)
+
+
+def _described_prior(run: RunFolder, prior: _Prior, model: Autoencoder, described: AutoencoderDescription) -> _Write:
+    description = _describe_prior(prior.source, prior.converted, model, described)
+    folder = run.prior(prior.converted.level)
+    return folder, partial(save_prior, weights=prior.converted.model.state_dict(), description=description)
 
 
 def _describe_prior(
@@ -178,7 +197,7 @@ def _require_same_codes(source: _Source, prior: ConvertedPrior, model: Autoencod
 
 
 def _run_config(
-    run: RunFolder, described: AutoencoderDescription, priors: Mapping[str, ConvertedPrior], data_path: str
+    run: RunFolder, described: AutoencoderDescription, priors: Sequence[_Prior], data_path: str
 ) -> RunConfig:
     """The run's own, or a new one, with the priors that are new."""
     channels = described.autoencoder.channels
@@ -189,6 +208,6 @@ def _run_config(
     else:
         data = {"kind": "folder", "path": data_path, "size": described.image_size, "channels": channels}
         plain = {"data": data, "priors": {}}
-    models = {level: {"model": prior.config.model_dump(mode="json")} for level, prior in priors.items()}
+    models = {p.converted.level: {"model": p.converted.config.model_dump(mode="json")} for p in priors}
     plain |= {"autoencoder": described.autoencoder.model_dump(mode="json"), "priors": {**plain["priors"], **models}}
     return RunConfig.model_validate(plain)

@@ -84,7 +84,9 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     ("changes", "match"),
     [
         ({"t.pt": _prior("top", (5, 5))}, r"t\.pt: the prior is of a grid of 5x5, so of images of 40x40"),
-        ({"two.pt": _autoencoder()}, r"one autoencoder, or one quantizer; received a\.pt, two\.pt"),
+        ({"two.pt": _autoencoder()}, r"one autoencoder; received a\.pt, two\.pt"),
+        ({"two.pt": _prior("bottom", (6, 10))}, r"one prior of level bottom; received b\.pt, two\.pt"),
+        ({"q.pt": {"_codebook.embed": torch.zeros(1, 7, 3)}}, r"q\.pt: .* lacks _codebook\.cluster_size"),
         ({"a.pt": rosinality_state()}, r"level bottom of 11 codes; the autoencoder's levels have top 11, bottom 13"),
         ({"a.pt": {"weight": torch.zeros(2)}}, r"a\.pt: the checkpoint is of none of the known kinds, rosinality,"),
         ({"a.pt": {"enc_b.blocks.0.weight": torch.zeros(2)}}, r"a\.pt: .* lacks quantize_conv_t\.weight"),
