@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,6 +21,9 @@ from hvq.errors import CheckpointError, StorageError
 
 PARTIAL, OLD = ".partial", ".old"
 """How names of files and folders end that are being written, or removed; hidden, and never read."""
+
+# What the format allows.
+_LONGEST_HEADER = 100_000_000
 
 
 def flush(path: Path) -> None:
@@ -235,7 +238,7 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
     """All tensors of a safetensors file, and its metadata.
 
     Raises:
-        CheckpointError: where the file is missing, truncated, or not safetensors.
+        CheckpointError: where the file is missing, truncated, or not safetensors; which, and what to do.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -243,4 +246,50 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
     except FileNotFoundError:
         raise CheckpointError(f"no {what} at {path}") from None
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{what} at {path} is damaged or is not a safetensors file: {error}") from None
+        cause = _why_no_tensors(path) or str(error)
+        raise CheckpointError(f"{what} at {path} is damaged or is not a safetensors file: {cause}") from None
+
+
+# How files begin that stand in place of tensors, and what they are.
+_STRANGERS = {
+    b"version https://git-lfs": "it is the pointer that git-lfs puts in its place; run `git lfs pull` where it lies, "
+    "or download the file itself",
+    b"PK\x03\x04": "it is a zip archive, such as torch.save writes, which may hold code and is not read; convert it to "
+    "safetensors",
+    b"\x80\x02": "it is a pickle, which may hold code and is not read; convert it to safetensors",
+    b"<": "it is a page of the web; download the file itself",
+}
+
+
+def _why_no_tensors(path: Path) -> str:
+    """Why a file is not safetensors, from its first bytes and its length; empty where they do not tell."""
+    if not path.is_file():
+        return ""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(32)
+        # After its length, a header begins with a brace.
+        strange = first[8:9] != b"{"
+        for beginning, cause in _STRANGERS.items():
+            if strange and first.startswith(beginning):
+                return cause
+        file.seek(0)
+        wanted = _wanted_size(file, size)
+    if size < wanted:
+        return f"it is cut short, at {size:,} bytes of {wanted:,}; copy or download it again"
+    return ""
+
+
+def _wanted_size(file: BinaryIO, size: int) -> int:
+    """How long a safetensors file would be: 8 bytes that hold the length of a header of JSON, it, and the tensors."""
+    length = int.from_bytes(file.read(8), "little")
+    # A length beyond all sense is that of another kind of file.
+    if size < 8 or length > _LONGEST_HEADER:
+        return 0
+    if 8 + length > size:
+        return 8 + length
+    try:
+        header = json.loads(file.read(length))
+        return 8 + length + max(entry["data_offsets"][1] for entry in header.values() if "data_offsets" in entry)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return 0

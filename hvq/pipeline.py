@@ -13,9 +13,10 @@ from hvq.config import Precision
 from hvq.data.pixels import unit_to_model
 from hvq.errors import DataError
 from hvq.evaluation.generation import covered_cells, decode_images, generate
+from hvq.model_card import ModelCard
 from hvq.priors import SamplingOptions
 from hvq.priors.known import Fixed
-from hvq.storage import Hierarchy, RunFolder, load_hierarchy
+from hvq.storage import Hierarchy
 
 
 class HierarchicalVQ:
@@ -37,14 +38,19 @@ class HierarchicalVQ:
         cls,
         path: str | Path,
         *,
+        revision: str | None = None,
+        token: str | None = None,
         device: str | torch.device = "cpu",
         chunk_size: int = 64,
         prior_precision: Precision = "float32",
     ) -> HierarchicalVQ:
-        """Load a run folder: its autoencoder, and the priors that are there.
+        """Load a run folder, or a repository of the hub: its autoencoder, and the priors that are there.
 
         Args:
-            path: the folder of a run.
+            path: the folder of a run, or what `save_pretrained` wrote; where there is none of that name, a repository
+                `owner/name` of the hub.
+            revision: branch, tag or commit of a repository.
+            token: of a private repository.
             device: where the models run.
             chunk_size: rows of each forward.
             prior_precision: of the priors' weights; bfloat16 halves what a step of sampling reads, and draws other
@@ -53,8 +59,20 @@ class HierarchicalVQ:
         Raises:
             CheckpointError: where the autoencoder is missing, a file is damaged, or models do not belong together.
         """
-        hierarchy = load_hierarchy(RunFolder(path)).to(device, prior_precision=prior_precision)
+        hierarchy = Hierarchy.from_pretrained(
+            path, revision=revision, token=token, device=device, prior_precision=prior_precision
+        )
         return cls(hierarchy, chunk_size=chunk_size)
+
+    def save_pretrained(self, folder: str | Path, *, card: ModelCard | None = None) -> None:
+        """Write the models and a model card, which `from_pretrained` loads again (`Hierarchy.save_pretrained`)."""
+        self.hierarchy.save_pretrained(folder, card=card)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, token: str | None = None, card: ModelCard | None = None
+    ) -> str:
+        """Publish the same as a repository of the hub; returns its address (`Hierarchy.push_to_hub`)."""
+        return self.hierarchy.push_to_hub(repo_id, private=private, token=token, card=card)
 
     @property
     def level_names(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from hvq.files import (
     write_json,
     write_tensors,
 )
+from tests.pickling import block_pickle
 
 
 def _fail(path: Path) -> None:
@@ -234,6 +236,48 @@ def test_truncated_tensors_are_named(tmp_path: Path, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match=r"weights at .* damaged or is not a safetensors file"):
         read_tensors(path, "weights")
+
+
+@pytest.mark.parametrize("kept", [40, -1])
+def test_a_file_that_is_cut_short_says_how_long_it_would_be(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"x": torch.arange(11), "y": torch.ones(3, 5)}, {"about": "x"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept])
+    # Within its header, what is known is where that ends.
+    known = len(whole) if kept < 0 else 8 + int.from_bytes(whole[:8], "little")
+    cut = rf"it is cut short, at {len(whole[:kept]):,} bytes of {known:,}; copy or download it again$"
+    with pytest.raises(CheckpointError, match=cut):
+        read_tensors(path, "weights")
+
+
+def _pickled(tensor: torch.Tensor, *, zipped: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"x": tensor}, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+STRANGERS = {
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+    "torch.save": (
+        _pickled(torch.ones(3), zipped=True),
+        "a zip archive, such as torch.save writes, which may",
+    ),
+    "pickle": (_pickled(torch.ones(3), zipped=False), "a pickle, which may hold code and is not read"),
+    "page": (b"<!DOCTYPE html><html>404</html>", "a page of the web; download the file itself"),
+    "anything": (b"\x08\0\0\0\0\0\0\0{not it}and more", "is damaged or is not a safetensors file"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_what_stands_in_place_of_tensors_is_named(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, (content, sentence) = tmp_path / "model.safetensors", STRANGERS[name]
+    path.write_bytes(content)
+    block_pickle(monkeypatch)
+    with pytest.raises(CheckpointError, match=sentence) as raised:
+        read_tensors(path, "weights")
+    assert str(raised.value).startswith(f"weights at {path} is damaged or is not a safetensors file: ")
+    assert "\n" not in str(raised.value)
 
 
 def test_missing_tensors_are_named(tmp_path: Path) -> None:

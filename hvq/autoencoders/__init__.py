@@ -9,6 +9,7 @@ from hvq.autoencoders.convolution import (
     ResidualBlock,
     StagedEnlargement,
 )
+from hvq.autoencoders.description import AutoencoderDescription
 from hvq.autoencoders.initialization import initialize_codebooks
 from hvq.autoencoders.level import Level, weights_channels_last
 from hvq.autoencoders.losses import AutoencoderLoss
@@ -19,6 +20,7 @@ from hvq.autoencoders.stack import Autoencoder, AutoencoderResult
 
 __all__ = [
     "Autoencoder",
+    "AutoencoderDescription",
     "AutoencoderLoss",
     "AutoencoderResult",
     "ConvolutionalDecoder",

@@ -63,7 +63,7 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         # A picture that starts near the middle of the range of pixels does not have to be unlearned first.
         output_gain=0.1,
     )
-    return Autoencoder(
+    model = Autoencoder(
         levels=levels,
         decoder=decoder,
         enlargements=_build_enlargements(config, names),
@@ -71,6 +71,8 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         recompute=config.recompute,
         scale_channels=config.channels if config.decoder.learn_scale else 0,
     )
+    model.config = config
+    return model
 
 
 def check_autoencoder(config: AutoencoderConfig) -> None:

@@ -8,15 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import register_dataclass
 from torch.nn import functional
 
+from hvq.autoencoders.description import AutoencoderDescription
 from hvq.autoencoders.level import Level, channels_last, join
+from hvq.config import AutoencoderConfig
 from hvq.errors import ConfigurationError, DataError
 from hvq.level_names import in_level_order
+from hvq.pretrained import PretrainedModule
 from hvq.quantizers import LEARNING_STATE, Quantizer, QuantizerResult
 from hvq.recomputation import recomputed
 
@@ -50,7 +54,7 @@ class AutoencoderResult:
 register_dataclass(AutoencoderResult)
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(PretrainedModule[AutoencoderDescription]):
     """A stack of levels: one is a VQ-VAE, two a VQ-VAE-2 (arXiv 1906.00446), and so on through the same code.
 
     Features are computed fine to coarse; then, coarse to fine, each level is quantized given what the coarser ones
@@ -79,7 +83,21 @@ class Autoencoder(nn.Module):
     {'top': (1, 3, 4), 'bottom': (1, 6, 8)}
     >>> model.decode(codes, size=(21, 32)).shape
     torch.Size([1, 1, 21, 32])
+
+    What a configuration made is saved as a folder, loaded, and published (`hvq.pretrained.PretrainedModule`):
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as scratch:
+    ...     model.save_pretrained(f"{scratch}/autoencoder", image_size=(21, 32))
+    ...     loaded = Autoencoder.from_pretrained(f"{scratch}/autoencoder")
+    >>> torch.equal(loaded.decode(codes, size=(21, 32)), model.decode(codes, size=(21, 32)))
+    True
     """
+
+    kind_of_model = "autoencoder"
+    description_type = AutoencoderDescription
+    # What `build_autoencoder` made it of; None of one that was put together by hand.
+    config: AutoencoderConfig | None = None
 
     def __init__(
         self,
@@ -153,6 +171,43 @@ class Autoencoder(nn.Module):
                     if name.startswith(self._seen_by_merges(level.name)):
                         # Codes of finer levels depend on it.
                         parameter.requires_grad_(False)
+
+    # --- its folder ---
+
+    def architecture(self) -> Mapping[str, Any]:
+        """The field of its description that says how it is built.
+
+        Raises:
+            ConfigurationError: where it was put together by hand.
+        """
+        if self.config is None:
+            raise ConfigurationError(
+                "an autoencoder that was put together by hand is not made by a configuration, so that it cannot be "
+                "saved as a folder; make it with build_autoencoder, or save its state_dict with safetensors"
+            )
+        return {"autoencoder": self.config}
+
+    @classmethod
+    def from_description(cls, description: AutoencoderDescription) -> Autoencoder:
+        """An autoencoder as described, with fresh weights."""
+        # Imported here: what makes autoencoders is made of this class.
+        from hvq.autoencoders.build import build_autoencoder
+
+        return build_autoencoder(description.autoencoder)
+
+    def usage(self, name: str) -> str:
+        """Python for the model card."""
+        channels, stride = self.config.channels if self.config else 1, max(self.strides.values())
+        return f"""
+import torch
+
+from hvq.autoencoders import Autoencoder
+
+model = Autoencoder.from_pretrained("{name}")
+images = torch.rand(1, {channels}, {4 * stride}, {4 * stride}) * 2 - 1  # pixels in [-1, 1]
+codes = model.encode(images)  # a tensor of integers for each level, coarse to fine
+rebuilt = model.decode(codes)
+"""
 
     # --- images to codes to images ---
 

@@ -17,9 +17,8 @@ from hvq.conversion.rosinality_prior import KIND as PRIOR_KIND
 from hvq.conversion.rosinality_prior import ConvertedPrior, convert_rosinality_prior
 from hvq.conversion.tensors import ForeignCheckpoint, unwrap
 from hvq.errors import CheckpointError, ConfigurationError
-from hvq.storage import RunFolder, encoder_hash, load_autoencoder, save_autoencoder, save_prior, save_quantizer
+from hvq.storage import RunFolder, encoder_hash, load_autoencoder, save_autoencoder, save_prior
 from hvq.storage.models import AutoencoderDescription, PriorDescription
-from hvq.storage.quantizers import QuantizerDescription
 
 
 @dataclass(frozen=True)
@@ -129,13 +128,8 @@ def _require_free(folders: Sequence[Path]) -> None:
 def _quantizer(run: RunFolder, source: _Source) -> _Write:
     converted = _in(source, lambda checkpoint: convert_codebooks(checkpoint.tensors))
     others = f", without {converted.left_out} other tensors of the model" if converted.left_out else ""
-    description = QuantizerDescription(
-        quantizer=converted.config,
-        codebook_size=converted.model.codebook_size,
-        code_dimension=converted.model.code_dimension,
-        about=f"Codebooks of {source.name}{others}.",
-    )
-    return run.path / "quantizer", partial(save_quantizer, model=converted.model, description=description)
+    write = partial(converted.model.save_pretrained, about=f"Codebooks of {source.name}{others}.")
+    return run.path / "quantizer", write
 
 
 def _autoencoder(

@@ -63,13 +63,17 @@ def number_table(metrics: Mapping[str, Any]) -> list[str]:
         -  reconstruction.lpips  left out: x
     """
     about = {name: text for name, text in metrics.get("about", {}).items() if isinstance(text, str)}
-    rows = [(f"{value:.5g}", ".".join(path), meaning(path)) for path, value in _numbers(metrics, ())]
-    rows += [("-", name, text) for name, text in about.items() if text.startswith(LEFT_OUT)]
+    rows = number_rows(metrics) + [("-", name, text) for name, text in about.items() if text.startswith(LEFT_OUT)]
     lines = [("value", "name", "meaning"), *rows]
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     table = [f"{value:>{widths[0]}}  {name:<{widths[1]}}  {text}".rstrip() for value, name, text in lines]
     extractor = metrics.get("generation", {}).get("extractor")
     return [*table, f"features: {extractor}"] if extractor else table
+
+
+def number_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Value, name and meaning of all numbers of `metrics.json`."""
+    return [(f"{value:.5g}", ".".join(path), meaning(path)) for path, value in _numbers(metrics, ())]
 
 
 def meaning(path: tuple[str, ...]) -> str:

@@ -49,11 +49,11 @@ def write_run_report(config: RunConfig, run: RunFolder, sources: Sources, *, sta
     stand_ins = {name: metrics.get("levels", {}).get(name, {}).get("absent_stand_in", "") for name in names}
     write_report(
         run.path,
-        title=f"{config.data.kind}: {len(names)} level{'s' if len(names) > 1 else ''} of discrete latents",
+        title=run_title(config),
         metrics=metrics,
         pictures=pictures,
         level_names=names,
-        summary=_summary(config, hierarchy),
+        summary=run_summary(hierarchy),
         notes={"reconstructions": _stand_in_note(stand_ins), "samples": _choice_note(run.samples / TENSORS)},
     )
 
@@ -113,7 +113,14 @@ def _reconstructions(hierarchy: Hierarchy, source: ImageSource, chunk_size: int)
     return reconstruction_grid(originals, rows)
 
 
-def _summary(config: RunConfig, hierarchy: Hierarchy) -> str:
+def run_title(config: RunConfig) -> str:
+    """What kind of data, and how many levels."""
+    number = len(config.autoencoder.levels)
+    return f"{config.data.kind}: {number} level{'s' if number > 1 else ''} of discrete latents"
+
+
+def run_summary(hierarchy: Hierarchy) -> str:
+    """One sentence: images of which size become codes of which grids, and how many bits these are."""
     levels = hierarchy.autoencoder.quantizers
     parts = [
         f"{name}: {'x'.join(map(str, hierarchy.grids[name]))} codes of {quantizer.codebook_size}"

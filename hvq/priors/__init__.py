@@ -3,6 +3,7 @@
 from hvq.priors.base import Prior, PriorCache, PriorLevel
 from hvq.priors.build import build_prior
 from hvq.priors.condition import Condition, ConditionEncoder
+from hvq.priors.description import PriorDescription
 from hvq.priors.drawing import SamplingOptions
 from hvq.priors.pixelcnn import PixelCNNPrior
 from hvq.priors.pixelsnail import PixelSNAILPrior
@@ -16,6 +17,7 @@ __all__ = [
     "PixelSNAILPrior",
     "Prior",
     "PriorCache",
+    "PriorDescription",
     "PriorLevel",
     "SamplingOptions",
     "TransformerPrior",

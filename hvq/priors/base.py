@@ -6,7 +6,7 @@ E channels of a position's features.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -15,8 +15,10 @@ from typing import Any, Required, TypedDict
 import torch
 from torch import Tensor, nn
 
-from hvq.errors import DataError
+from hvq.errors import ConfigurationError, DataError
+from hvq.pretrained import KeepsArguments, PretrainedModule
 from hvq.priors.condition import Condition, ConditionEncoder
+from hvq.priors.description import PriorDescription
 from hvq.priors.embedding import CodeEmbedding
 from hvq.priors.head import CodeHead
 from hvq.priors.step_product import StepProduct
@@ -66,7 +68,7 @@ class PriorLevel(TypedDict, total=False):
     vector_size: int
 
 
-class Prior(nn.Module, ABC):
+class Prior(PretrainedModule[PriorDescription], KeepsArguments):
     """p(codes | condition) as a product over positions in raster order, and over the codes of each in order.
 
     A kind turns earlier positions into features of each position, all at once (`features`) or one after the other
@@ -74,7 +76,23 @@ class Prior(nn.Module, ABC):
     kept on the module. Steps run in the precision of the weights, whatever the autocast.
 
     The arguments are those of `PriorLevel`; a kind adds its own.
+
+    `save_pretrained`, `push_to_hub` and `from_pretrained` are those of `hvq.pretrained.PretrainedModule`; the last of
+    this class loads any kind, of a kind's own class that kind. What a prior does not know of itself is given once:
+
+    >>> import tempfile
+    >>> from hvq.priors import PixelCNNPrior, sample_level
+    >>> prior = PixelCNNPrior(codebook_size=7, width=4, layers=1).eval()
+    >>> with tempfile.TemporaryDirectory() as scratch:
+    ...     prior.save_pretrained(f"{scratch}/prior", level="top", grid=(2, 3), image_size=(8, 12), encoder_hash="")
+    ...     loaded = Prior.from_pretrained(f"{scratch}/prior")
+    >>> codes = torch.randint(0, 7, (2, 2, 3))
+    >>> torch.equal(loaded(codes, Condition()), prior(codes, Condition())), loaded.description.grid
+    (True, (2, 3))
     """
+
+    kind_of_model = "prior"
+    description_type = PriorDescription
 
     head: CodeHead
     # Axes of the grid.
@@ -102,6 +120,74 @@ class Prior(nn.Module, ABC):
             "feature_channels": feature_channels,
             "vector_size": vector_size,
         }
+
+    # --- its folder ---
+    # Imported where they are used: the kinds, which are made there, are made of this class.
+
+    def architecture(self) -> Mapping[str, Any]:
+        """The fields of its description that it knows, but for its own G, which goes by the name of its level.
+
+        Raises:
+            ConfigurationError: where no configuration makes this prior.
+        """
+        from hvq.priors.build import describe_prior
+
+        return {
+            "model": describe_prior(self),
+            "codebook_size": self.codebook_size,
+            "coarser": self.coarser,
+            "codes_per_position": dict(self._told["coarser_codes_per_position"] or {}),
+            "feature_channels": self._told["feature_channels"],
+            "vector_size": self._told["vector_size"],
+        }
+
+    def describe(self, **about: Any) -> PriorDescription:
+        """Its `config.json`.
+
+        Args:
+            about: `level`, `grid`, `image_size` and `encoder_hash` (`hvq.storage.encoder_hash` of the autoencoder whose
+                codes it models), `classes` by name, and what else `PriorDescription` has; those of the folder it was
+                loaded from by default.
+
+        Raises:
+            ConfigurationError: where one is missing, unknown or malformed, or no configuration makes this prior.
+        """
+        num_classes = self._told["num_classes"]
+        names = {} if self.description else {"classes": tuple(map(str, range(num_classes)))}
+        described = super().describe(**{**names, **about})
+        if len(described.classes) != num_classes:
+            raise ConfigurationError(
+                f"classes must name the {num_classes} classes of the prior; received {len(described.classes)}"
+            )
+        own = {described.level: self.codes_per_position} if self.codes_per_position > 1 else {}
+        return described.model_copy(update={"codes_per_position": {**described.codes_per_position, **own}})
+
+    @classmethod
+    def from_description(cls, description: PriorDescription) -> Prior:
+        """A prior of the kind described, with fresh weights."""
+        from hvq.priors.build import build_prior
+
+        return build_prior(
+            description.model,
+            codebook_size=description.codebook_size,
+            coarser=description.coarser,
+            num_classes=len(description.classes),
+            codes_per_position=description.codes_per_position.get(description.level, 1),
+            coarser_codes_per_position=description.codes_per_position,
+            feature_channels=description.feature_channels,
+            vector_size=description.vector_size,
+        )
+
+    def usage(self, name: str) -> str:
+        """Python for the model card."""
+        return f"""
+from hvq.priors import Condition, Prior, sample_level
+
+prior = Prior.from_pretrained("{name}")
+about = prior.description
+codes = {{}}  # of the coarser levels, {", ".join(self.coarser) or "of which there are none"}: int64 [1, h, w] by name
+drawn = sample_level(prior, Condition(codes=codes), about.grid, level=about.level, samples=[0])
+"""
 
     def _make_condition(
         self, channels: int, blocks: int, *, spatial_dims: int = 2, gated: bool = False

@@ -1,11 +1,14 @@
-"""Configuration to a prior."""
+"""Configuration to a prior, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pydantic import TypeAdapter, ValidationError
+
 from hvq.config_priors import PriorConfig
-from hvq.priors.base import Prior
+from hvq.errors import ConfigurationError
+from hvq.priors.base import Prior, PriorLevel
 from hvq.priors.pixelcnn import PixelCNNPrior
 from hvq.priors.pixelsnail import PixelSNAILPrior
 from hvq.priors.transformer import TransformerPrior
@@ -15,6 +18,7 @@ KINDS: dict[str, type[Prior]] = {
     "pixelsnail": PixelSNAILPrior,
     "pixelcnn": PixelCNNPrior,
 }
+_CONFIG: TypeAdapter[PriorConfig] = TypeAdapter(PriorConfig)
 
 
 def build_prior(
@@ -25,6 +29,8 @@ def build_prior(
     num_classes: int = 0,
     codes_per_position: int = 1,
     coarser_codes_per_position: Mapping[str, int] | None = None,
+    feature_channels: int = 0,
+    vector_size: int = 0,
 ) -> Prior:
     """The prior that a configuration describes, with fresh weights.
 
@@ -35,6 +41,8 @@ def build_prior(
         num_classes: number of classes; 0 without.
         codes_per_position: G of its level.
         coarser_codes_per_position: the same of those coarser levels that have more than one.
+        feature_channels: of a dense feature map in the condition; 0 without.
+        vector_size: length of a vector in the condition; 0 without.
     """
     return KINDS[config.kind](
         codebook_size=codebook_size,
@@ -42,5 +50,31 @@ def build_prior(
         num_classes=num_classes,
         codes_per_position=codes_per_position,
         coarser_codes_per_position=coarser_codes_per_position,
+        feature_channels=feature_channels,
+        vector_size=vector_size,
         **config.model_dump(exclude={"kind"}),
+    )
+
+
+def describe_prior(prior: Prior) -> PriorConfig:
+    """The configuration that makes such a prior, from the arguments of its constructor.
+
+    Raises:
+        ConfigurationError: where it is of a class of a user's own, or its grid has not two axes.
+
+    >>> describe_prior(PixelCNNPrior(codebook_size=5, width=8, layers=3)).layers
+    3
+    """
+    kind = next((kind for kind, known in KINDS.items() if type(prior) is known), None)
+    options = {name: value for name, value in prior.arguments.items() if name not in PriorLevel.__annotations__}
+    # It is no field of a configuration; two axes are what every one has.
+    axes = options.pop("spatial_dims", 2)
+    try:
+        if axes == 2:
+            return _CONFIG.validate_python({"kind": kind, **options})
+    except ValidationError:
+        pass
+    raise ConfigurationError(
+        f"no configuration makes this {type(prior).__name__} of a grid of {axes} axes, so that it cannot be saved as a "
+        f"folder; the kinds are {', '.join(KINDS)}, of 2 axes: save its state_dict with safetensors"
     )

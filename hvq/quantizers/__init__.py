@@ -3,6 +3,7 @@
 from hvq.quantizers.base import LEARNING_STATE, Quantizer, QuantizerResult
 from hvq.quantizers.codebook import Codebook, CodebookStatistics
 from hvq.quantizers.codebook_step import CodebookStep
+from hvq.quantizers.description import QuantizerDescription
 from hvq.quantizers.finite_scalar import FiniteScalarQuantizer
 from hvq.quantizers.gaussian import GaussianBottleneck, elbo_weight
 from hvq.quantizers.gumbel import GumbelQuantizer
@@ -24,6 +25,7 @@ __all__ = [
     "KMeansResult",
     "LookupFreeQuantizer",
     "Quantizer",
+    "QuantizerDescription",
     "QuantizerResult",
     "ResidualQuantizer",
     "SimQuantizer",

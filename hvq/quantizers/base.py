@@ -6,19 +6,21 @@ R revival candidates.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import register_dataclass
 
 from hvq.distributed import Reduction
 from hvq.errors import ConfigurationError, DataError
 from hvq.histograms import count_codes
+from hvq.pretrained import KeepsArguments, PretrainedModule
 from hvq.quantizers.codebook import Codebook, CodebookStatistics
+from hvq.quantizers.description import QuantizerDescription
 
 # Buffers that follow training and say nothing of which codes latents get.
 LEARNING_STATE = ("moving_counts", "moving_sums", "steps", "initialized", "started")
@@ -63,13 +65,16 @@ class FlatResult:
     statistics: list[CodebookStatistics] = field(default_factory=list)
 
 
-class Quantizer(nn.Module, ABC):
+class Quantizer(PretrainedModule[QuantizerDescription], KeepsArguments):
     """A map from latents to codes and back.
 
     `forward` writes nothing: no buffer, no collective, and outside training no random draw. Codebooks that learn from
     the latents assigned to them do so in an explicit step beside the optimizer's, see `hvq.quantizers.CodebookStep`.
     This class takes care of grids, masks, precision and autocast; a kind defines `quantize`, `assign` and `lookup` on
     flat latents `[N, D]` in float32 or float64.
+
+    `save_pretrained`, `push_to_hub` and `from_pretrained` are those of `hvq.pretrained.PretrainedModule`; the last of
+    this class loads any kind, of a kind's own class that kind.
 
     Args:
         codebook_size: K, the number of values that one code takes.
@@ -78,8 +83,20 @@ class Quantizer(nn.Module, ABC):
 
     Raises:
         ConfigurationError: where one of them is not positive.
+
+    >>> import tempfile
+    >>> from hvq.quantizers import FiniteScalarQuantizer
+    >>> quantizer = FiniteScalarQuantizer(codebook_size=35, code_dimension=2, levels=(5, 7))
+    >>> with tempfile.TemporaryDirectory() as scratch:
+    ...     quantizer.save_pretrained(f"{scratch}/quantizer")
+    ...     loaded = Quantizer.from_pretrained(f"{scratch}/quantizer")
+    >>> latents = torch.rand(1, 2, 3)
+    >>> torch.equal(loaded.encode(latents), quantizer.encode(latents)), loaded.arguments["levels"]
+    (True, (5, 7))
     """
 
+    kind_of_model = "quantizer"
+    description_type = QuantizerDescription
     precision: Tensor
 
     # Whether codes are integers; where not, K is 0 and there are no counts.
@@ -103,6 +120,42 @@ class Quantizer(nn.Module, ABC):
         """What `print` shows."""
         codes = f", G={self.codes_per_position}" if self.codes_per_position > 1 else ""
         return f"K={self.codebook_size}, D={self.code_dimension}{codes}"
+
+    # --- its folder ---
+    # Imported where they are used: the kinds, which are made there, are made of this class.
+
+    def architecture(self) -> Mapping[str, Any]:
+        """The fields of its description.
+
+        Raises:
+            ConfigurationError: where no configuration makes this quantizer.
+        """
+        from hvq.quantizers.build import describe_quantizer
+
+        config = describe_quantizer(self)
+        return {"quantizer": config, "codebook_size": self.codebook_size, "code_dimension": self.code_dimension}
+
+    @classmethod
+    def from_description(cls, description: QuantizerDescription) -> Quantizer:
+        """A quantizer of the kind described, with fresh weights."""
+        from hvq.quantizers.build import build_quantizer
+
+        return build_quantizer(
+            description.quantizer, codebook_size=description.codebook_size, code_dimension=description.code_dimension
+        )
+
+    def usage(self, name: str) -> str:
+        """Python for the model card."""
+        return f"""
+import torch
+
+from hvq.quantizers import Quantizer
+
+quantizer = Quantizer.from_pretrained("{name}")
+latents = torch.randn(1, {self.code_dimension}, 4, 4)
+codes = quantizer.encode(latents)
+vectors = quantizer.decode(codes)
+"""
 
     # --- what a kind defines ---
 

@@ -1,6 +1,8 @@
-"""Configuration to a quantizer."""
+"""Configuration to a quantizer, and back."""
 
 from __future__ import annotations
+
+from pydantic import TypeAdapter, ValidationError
 
 from hvq.config_quantizers import (
     GaussianBottleneckConfig,
@@ -8,6 +10,7 @@ from hvq.config_quantizers import (
     QuantizerConfig,
     ResidualQuantizerConfig,
 )
+from hvq.errors import ConfigurationError
 from hvq.quantizers.base import Quantizer
 from hvq.quantizers.finite_scalar import FiniteScalarQuantizer
 from hvq.quantizers.gaussian import GaussianBottleneck
@@ -24,6 +27,7 @@ _SINGLE_KINDS: dict[str, type[Quantizer]] = {
     "sim": SimQuantizer,
     "gumbel": GumbelQuantizer,
 }
+_CONFIG: TypeAdapter[QuantizerConfig] = TypeAdapter(QuantizerConfig)
 
 
 def build_quantizer(config: QuantizerConfig, *, codebook_size: int, code_dimension: int) -> Quantizer:
@@ -60,3 +64,43 @@ def _build_residual(config: ResidualQuantizerConfig, codebook_size: int, code_di
         codes_per_position=config.num_quantizers,
         dropout=config.dropout,
     )
+
+
+def describe_quantizer(quantizer: Quantizer) -> QuantizerConfig:
+    """The configuration that makes such a quantizer, from the arguments of its constructor.
+
+    Raises:
+        ConfigurationError: where it is of a class of a user's own, or a row of residual quantizers that differ.
+
+    >>> describe_quantizer(VectorQuantizer(codebook_size=5, code_dimension=3, metric="cosine")).metric
+    'cosine'
+    """
+    if isinstance(quantizer, ResidualQuantizer):
+        return _describe_residual(quantizer)
+    if isinstance(quantizer, GaussianBottleneck):
+        return GaussianBottleneckConfig()
+    kind = next((kind for kind, single in _SINGLE_KINDS.items() if type(quantizer) is single), None)
+    options = {n: v for n, v in quantizer.arguments.items() if n not in ("codebook_size", "code_dimension")}
+    try:
+        return _CONFIG.validate_python({"kind": kind, **options})
+    except ValidationError:
+        raise ConfigurationError(
+            f"no configuration makes a {type(quantizer).__name__}, so that it cannot be saved as a folder; the kinds "
+            f"are {', '.join(_SINGLE_KINDS)}, residual and gaussian: save its state_dict with safetensors"
+        ) from None
+
+
+def _describe_residual(quantizer: ResidualQuantizer) -> ResidualQuantizerConfig:
+    inner = [describe_quantizer(each) for each in quantizer.quantizers if isinstance(each, Quantizer)]
+    if any(each != inner[0] for each in inner):
+        raise ConfigurationError(
+            "quantizers of a row that differ in more than their weights are not made by a configuration, so that the "
+            "row cannot be saved as a folder; save each of them, or the state_dict with safetensors"
+        )
+    fields = {
+        "num_quantizers": quantizer.codes_per_position,
+        "shared": quantizer.shared,
+        "dropout": quantizer.dropout,
+        "inner": inner[0],
+    }
+    return ResidualQuantizerConfig.model_validate(fields)

@@ -9,7 +9,6 @@ from hvq.storage.models import (
     save_autoencoder,
     save_prior,
 )
-from hvq.storage.quantizers import load_quantizer, save_quantizer
 from hvq.storage.run_folder import RunFolder
 
 __all__ = [
@@ -19,9 +18,7 @@ __all__ = [
     "load_autoencoder",
     "load_hierarchy",
     "load_prior",
-    "load_quantizer",
     "require_channels",
     "save_autoencoder",
     "save_prior",
-    "save_quantizer",
 ]

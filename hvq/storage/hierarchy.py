@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from hvq.autoencoders import Autoencoder
-from hvq.config import Precision
+from hvq.autoencoders import Autoencoder, AutoencoderDescription
+from hvq.config import CodeSamplingConfig, Precision, RunConfig
 from hvq.errors import CheckpointError
-from hvq.priors import Prior, SamplingOptions
-from hvq.storage.models import PriorDescription, encoder_hash, load_autoencoder, load_prior
+from hvq.files import write_folder, write_json
+from hvq.hub import find_folder, publish
+from hvq.level_names import in_level_order
+from hvq.model_card import ModelCard, write_card
+from hvq.model_folders import CARD, CONFIG, PICTURES, WEIGHTS, require_replaceable, write_model_files
+from hvq.pretrained import COMMIT
+from hvq.priors import Prior, PriorDescription, SamplingOptions
+from hvq.storage.models import encoder_hash, load_autoencoder, load_prior
 from hvq.storage.run_folder import RunFolder
 
 
@@ -28,6 +37,31 @@ class Hierarchy:
         image_size: (H, W) that it was trained on.
         channels: C of the images.
         classes: names of the classes; empty without.
+
+    It is saved as the parts of a run folder that it was loaded from, `autoencoder/` and `priors/<level>/`, and a model
+    card. Here two levels, fresh ones, with a prior each:
+
+    >>> import tempfile
+    >>> from hvq import HierarchicalVQ
+    >>> from hvq.autoencoders import convolutional_autoencoder
+    >>> from hvq.priors import PixelCNNPrior
+    >>> small = {"width": 4, "residual_width": 4, "codebook_size": 7, "code_dimension": 3}
+    >>> levels = {"top": {"ratio": 2, **small}, "bottom": {"ratio": 4, **small}}
+    >>> autoencoder = convolutional_autoencoder(channels=1, levels=levels, decoder={"width": 4}).eval()
+    >>> priors = {
+    ...     "top": PixelCNNPrior(codebook_size=7, width=4, layers=1).eval(),
+    ...     "bottom": PixelCNNPrior(codebook_size=7, coarser={"top": 7}, width=4, layers=1).eval(),
+    ... }
+    >>> hierarchy = Hierarchy.of(autoencoder, priors, image_size=(16, 16))
+    >>> with tempfile.TemporaryDirectory() as scratch:
+    ...     hierarchy.save_pretrained(f"{scratch}/model")  # or push_to_hub("owner/name")
+    ...     model = HierarchicalVQ.from_pretrained(f"{scratch}/model")  # or from_pretrained("owner/name")
+    >>> images = torch.rand(3, 1, 16, 16)
+    >>> codes = model.encode(images)
+    >>> {name: tuple(code.shape) for name, code in codes.items()}
+    {'top': (3, 2, 2), 'bottom': (3, 4, 4)}
+    >>> model.decode(codes).shape, model.sample(2, seed=0).shape
+    (torch.Size([3, 1, 16, 16]), torch.Size([2, 1, 16, 16]))
     """
 
     autoencoder: Autoencoder
@@ -37,6 +71,188 @@ class Hierarchy:
     image_size: tuple[int, int]
     channels: int
     classes: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        autoencoder: Autoencoder,
+        priors: Mapping[str, Prior] | None = None,
+        *,
+        image_size: tuple[int, int],
+        classes: tuple[str, ...] = (),
+        options: Mapping[str, SamplingOptions] | None = None,
+    ) -> Hierarchy:
+        """A system put together from its models.
+
+        Args:
+            autoencoder: that a configuration made (`build_autoencoder`, `convolutional_autoencoder`).
+            priors: by level name, of some levels or all.
+            image_size: (H, W) of the images.
+            classes: names of the classes that the priors know.
+            options: how each prior is sampled unless told otherwise.
+
+        Raises:
+            ConfigurationError: where the autoencoder was put together by hand.
+            DataError: where the size is smaller than the coarsest stride.
+            HVQError: where a prior or options are of a level that there is not.
+        """
+        description = autoencoder.describe(image_size=image_size, classes=classes)
+        given = dict(priors or {})
+        ordered = in_level_order(given, [name for name in autoencoder.level_names if name in given], "priors")
+        chosen = {name: SamplingOptions() for name in ordered} | dict(options or {})
+        return cls(
+            autoencoder=autoencoder,
+            priors=ordered,
+            options=in_level_order(chosen, list(ordered), "options"),
+            grids=autoencoder.grids(image_size),
+            image_size=image_size,
+            channels=description.autoencoder.channels,
+            classes=classes,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        device: str | torch.device = "cpu",
+        prior_precision: Precision | None = None,
+    ) -> Hierarchy:
+        """A trained system from a run folder or what `save_pretrained` wrote, or else from a repository of the hub.
+
+        Args:
+            name_or_folder: a folder of this machine, which needs neither network nor token; where there is none of that
+                name, a repository `owner/name`.
+            revision: branch, tag or commit of a repository.
+            token: of a private repository.
+            device: where the models shall be.
+            prior_precision: of the priors' weights; float32 by default. The autoencoder's stay as they are: in another
+                precision it would make other codes than those that the priors know.
+
+        Raises:
+            CheckpointError: where there is no such folder or repository, a file is damaged, or models do not belong
+                together.
+        """
+        parts = ("autoencoder", "priors/*")
+        files = [f"{part}/{name}" for part in parts for name in (CONFIG, WEIGHTS)]
+        folder = find_folder(name_or_folder, files=files, revision=revision, token=token)
+        return load_hierarchy(RunFolder(folder)).to(device, prior_precision=prior_precision)
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        card: ModelCard | None = None,
+        config: RunConfig | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the models and a model card, whole or not at all, in the layout of a run folder.
+
+        A folder that an earlier call wrote is replaced, but for a README.md from whose end the mark was removed.
+
+        Args:
+            folder: to be made.
+            card: what the model card says beyond the configuration.
+            config: of the run, kept as `config.json`; of absolute paths only the last name.
+            metrics: of the run, kept as `metrics.json`.
+
+        Raises:
+            CheckpointError: where a prior was trained on codes of another autoencoder than this one as it is now.
+            ConfigurationError: where no configuration makes one of the models.
+            StorageError: where the folder holds other things, or cannot be written.
+        """
+        self._save(Path(folder), Path(folder).name, card or ModelCard(), config, metrics)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = COMMIT,
+        card: ModelCard | None = None,
+        config: RunConfig | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Publish what `save_pretrained` writes as a repository of the hub, which is made where there is none.
+
+        Args:
+            repo_id: `owner/name`.
+            private: whether others cannot see a repository that is made.
+            token: with leave to write; by default the one that `hf auth login` has left.
+            commit_message: of the upload.
+            card: as in `save_pretrained`.
+            config: likewise.
+            metrics: likewise.
+
+        Returns:
+            The address.
+
+        Raises:
+            CheckpointError: as in `save_pretrained`, or where `huggingface_hub` is not installed, or the hub refuses or
+                cannot be reached.
+            ConfigurationError: as in `save_pretrained`.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "hierarchy"
+            self._save(folder, repo_id, card or ModelCard(), config, metrics)
+            return publish(folder, repo_id, private=private, token=token, message=commit_message)
+
+    def _save(
+        self, path: Path, name: str, card: ModelCard, config: RunConfig | None, metrics: Mapping[str, Any] | None
+    ) -> None:
+        ours = RunFolder(path)
+        own = ("autoencoder", "priors", PICTURES, CARD, ours.config_file.name, ours.metrics_file.name)
+        require_replaceable(path, own)
+        about, of_priors = self._describe()
+        configuration = {
+            "autoencoder": about.model_dump(mode="json"),
+            "priors": {level: description.model_dump(mode="json") for level, description in of_priors.items()},
+        }
+
+        def write(partial: Path) -> None:
+            inside = RunFolder(partial)
+            write_model_files(inside.autoencoder, self.autoencoder.state_dict(), about)
+            for level, description in of_priors.items():
+                write_model_files(inside.prior(level), self.priors[level].state_dict(), description)
+            if config is not None:
+                write_json(inside.config_file, _without_places(config.model_dump(mode="json")))
+            if metrics is not None:
+                write_json(inside.metrics_file, metrics)
+            complete = set(self.priors) == set(self.autoencoder.level_names)
+            write_card(
+                partial,
+                card.with_default(title=name),
+                configuration=configuration,
+                usage=_usage(name, sampled=complete, classes=len(self.classes)),
+                task="unconditional-image-generation" if complete else "",
+                earlier=path,
+            )
+
+        write_folder(path, write)
+
+    def _describe(self) -> tuple[AutoencoderDescription, dict[str, PriorDescription]]:
+        about = self.autoencoder.describe(image_size=self.image_size, classes=self.classes)
+        expected = encoder_hash(self.autoencoder)
+        of_priors = {}
+        for name, prior in self.priors.items():
+            known = expected if prior.description is None else prior.description.encoder_hash
+            if known != expected:
+                raise CheckpointError(
+                    f"the prior of level {name} was trained on codes of another autoencoder than this one as it is; "
+                    "save the hierarchy with the autoencoder that it came with, in the precision that it was loaded in"
+                )
+            of_priors[name] = prior.describe(
+                level=name,
+                grid=self.grids[name],
+                image_size=self.image_size,
+                classes=self.classes,
+                encoder_hash=expected,
+                sampling=CodeSamplingConfig(**asdict(self.options[name])),
+            )
+        return about, of_priors
 
     def to(self, device: torch.device | str, *, prior_precision: Precision | None = None) -> Hierarchy:
         """Move all models to a device, in place.
@@ -111,3 +327,28 @@ def _require_place(description: PriorDescription, level: str, grid: tuple[int, .
 
 def _text(grid: tuple[int, ...]) -> str:
     return "x".join(map(str, grid))
+
+
+def _usage(name: str, *, sampled: bool, classes: int) -> str:
+    """Python for the model card."""
+    lines = ["from hvq import HierarchicalVQ", "", f'model = HierarchicalVQ.from_pretrained("{name}")']
+    if sampled:
+        labels = f"{list(range(min(classes, 4)))}" if classes else "4"
+        what = "one image of each of these classes" if classes else "images"
+        lines.append(f"images = model.sample({labels}, seed=0)  # {what}: float [B, C, H, W] in [0, 1]")
+    else:
+        lines.append("images = ...  # float [B, C, H, W] in [0, 1]")
+    lines += [
+        "codes = model.encode(images)  # a tensor of integers for each level, coarse to fine",
+        "rebuilt = model.decode(codes)",
+    ]
+    return "\n".join(lines)
+
+
+def _without_places(value: Any) -> Any:
+    """Plain values, in which absolute paths are but names: where files lie on the machine of one is nobody's matter."""
+    if isinstance(value, dict):
+        return {name: _without_places(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -11,7 +11,8 @@ from torch import Tensor
 from hvq.conversion import KINDS, convert_checkpoints, detect_kind
 from hvq.errors import CheckpointError, ConfigurationError
 from hvq.pipeline import HierarchicalVQ
-from hvq.storage import RunFolder, load_autoencoder, load_hierarchy, load_prior, load_quantizer
+from hvq.quantizers import Quantizer
+from hvq.storage import RunFolder, load_autoencoder, load_hierarchy, load_prior
 from tests.conversion.states import SIZES, State, double, pixelsnail_state, rosinality_decode, rosinality_state
 from tests.pickling import block_pickle
 
@@ -121,9 +122,10 @@ def test_codebooks_become_a_quantizer(tmp_path: Path) -> None:
 
     state = {**codebook(0), **codebook(1), "encoder.weight": torch.zeros(2)}
     assert convert_checkpoints(RunFolder(tmp_path), {"model.safetensors": state}) == [tmp_path / "quantizer"]
-    model, description = load_quantizer(tmp_path / "quantizer")
+    model = Quantizer.from_pretrained(tmp_path / "quantizer")
     assert model.encode(torch.randn(2, 3, 5)).shape == (2, 5, 2)
-    assert description.about == "Codebooks of model.safetensors, without 1 other tensors of the model."
+    assert model.description is not None
+    assert model.description.about == "Codebooks of model.safetensors, without 1 other tensors of the model."
     with pytest.raises(CheckpointError, match="is there already"):
         convert_checkpoints(RunFolder(tmp_path), {"model.safetensors": state})
 

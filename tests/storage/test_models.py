@@ -165,7 +165,7 @@ FAULTS: dict[str, tuple[Callable[[str], Callable[[Path], object]], str]] = {
     ),
     "later format": (
         lambda what: _edit_config(lambda c: c.update(format_version=c["format_version"] + 1)),
-        r"format_version [23]; this version of hvq reads [12]",
+        r"format_version [23]; this version of hvq reads [12]: a newer version wrote it, so upgrade hvq$",
     ),
     "earlier format": (
         lambda what: _edit_config(lambda c: c.update(format_version=c["format_version"] - 1)),
