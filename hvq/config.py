@@ -181,10 +181,11 @@ class DecoderConfig(FrozenModel):
     width: PositiveInt = Field(128, description="channels of its features")
     residual_blocks: NonNegativeInt = Field(2, description="residual blocks")
     residual_width: PositiveInt = Field(32, description="channels inside a residual block")
-    sees: Literal["context", "vectors"] = Field(
+    sees: Literal["context", "vectors", "vectors_throughout"] = Field(
         "context",
         description="what it is told of coarser levels: the context that they give the finest, or their vectors, each "
-        "enlarged by transposed convolutions of their own",
+        "enlarged by transposed convolutions of their own; throughout: merges, too, are told those of levels coarser "
+        "than theirs",
     )
     learn_scale: bool = Field(
         False, description="learn the scale of a loss of kind discretized_logistic, one for each channel of the image"
@@ -198,6 +199,10 @@ class AutoencoderConfig(FrozenModel):
     spatial_dims: Literal[2] = Field(2, description="number of grid dimensions")
     levels: dict[LevelName, LevelConfig] = Field(description="levels by name, coarse to fine", min_length=1)
     decoder: DecoderConfig = Field(default_factory=DecoderConfig, description="the image decoder")
+    blocks: Literal["residual", "rezero"] = Field(
+        "residual",
+        description="of encoders and decoders: those of the papers, or ones whose branch is rectified and starts at 0",
+    )
     level_dropout: ShareBelowOne = Field(
         0.0, description="chance that a sample is decoded from its coarser levels alone, while training"
     )

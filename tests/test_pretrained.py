@@ -228,11 +228,15 @@ UNSAVED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {"level": "top"},
         "a prior is saved with grid, image_size, encoder_hash, which",
     ),
-    "unknown": (small_model((2,)), {"size": 3}, "an autoencoder is saved with image_size, classes; received size"),
+    "unknown": (
+        small_model((2,)),
+        {"size": 3},
+        "an autoencoder is saved with image_size, classes, about; received size",
+    ),
     "nothing to say": (
         SimQuantizer(codebook_size=7, code_dimension=3),
         {"x": 3},
-        "saved with nothing beside it; received x",
+        "saved with about; received x",
     ),
     "malformed": (small_model((2,)), {"image_size": (0, 3)}, "an autoencoder cannot be described: image_size.0: "),
     "other classes": (

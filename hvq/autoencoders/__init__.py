@@ -2,13 +2,20 @@
 
 from hvq.autoencoders.build import build_autoencoder, check_autoencoder, convolutional_autoencoder
 from hvq.autoencoders.build_losses import build_loss
-from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, Enlargement, ResidualBlock
+from hvq.autoencoders.convolution import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    Enlargement,
+    ResidualBlock,
+    StagedEnlargement,
+)
 from hvq.autoencoders.description import AutoencoderDescription
 from hvq.autoencoders.initialization import initialize_codebooks
 from hvq.autoencoders.level import Level, weights_channels_last
 from hvq.autoencoders.losses import AutoencoderLoss
 from hvq.autoencoders.perceptual import FeatureDistance
 from hvq.autoencoders.reconstruction_losses import ReconstructionLoss, WeightedLoss
+from hvq.autoencoders.rezero import RectifiedEnlargement, ReZeroBlock, ReZeroDecoder, ReZeroEncoder
 from hvq.autoencoders.stack import Autoencoder, AutoencoderResult
 
 __all__ = [
@@ -21,8 +28,13 @@ __all__ = [
     "Enlargement",
     "FeatureDistance",
     "Level",
+    "ReZeroBlock",
+    "ReZeroDecoder",
+    "ReZeroEncoder",
     "ReconstructionLoss",
+    "RectifiedEnlargement",
     "ResidualBlock",
+    "StagedEnlargement",
     "WeightedLoss",
     "build_autoencoder",
     "build_loss",

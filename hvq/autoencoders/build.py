@@ -7,14 +7,27 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
-from hvq.autoencoders.convolution import ConvolutionalDecoder, ConvolutionalEncoder, Enlargement, convolution
+from hvq.autoencoders.convolution import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    Enlargement,
+    StagedEnlargement,
+    convolution,
+)
 from hvq.autoencoders.level import Level
+from hvq.autoencoders.rezero import RectifiedEnlargement, ReZeroDecoder, ReZeroEncoder
 from hvq.autoencoders.stack import Autoencoder
 from hvq.config import AutoencoderConfig, LevelConfig
 from hvq.errors import ConfigurationError
 from hvq.quantizers import Quantizer
 from hvq.quantizers.build import build_quantizer
+
+# By the kind of their blocks: what a level encodes with, what merges and the image decoder are, and enlargements.
+_ENCODERS: dict[str, type[nn.Module]] = {"residual": ConvolutionalEncoder, "rezero": ReZeroEncoder}
+_DECODERS: dict[str, type[nn.Module]] = {"residual": ConvolutionalDecoder, "rezero": ReZeroDecoder}
+_ENLARGEMENTS: dict[str, type[nn.Module]] = {"residual": Enlargement, "rezero": RectifiedEnlargement}
 
 
 def convolutional_autoencoder(
@@ -39,7 +52,7 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     names = list(config.levels)
     levels = [_build_level(config, names, i) for i in range(len(names))]
     finest = config.levels[names[-1]]
-    decoder = ConvolutionalDecoder(
+    decoder = _DECODERS[config.blocks](
         in_channels=_decoder_channels(config, names),
         out_channels=config.channels,
         width=config.decoder.width,
@@ -54,6 +67,7 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         levels=levels,
         decoder=decoder,
         enlargements=_build_enlargements(config, names),
+        merges_see_vectors=config.decoder.sees == "vectors_throughout",
         recompute=config.recompute,
         scale_channels=config.channels if config.decoder.learn_scale else 0,
     )
@@ -84,22 +98,35 @@ def _context_channels(config: AutoencoderConfig, names: list[str], i: int) -> in
 
 
 def _decoder_channels(config: AutoencoderConfig, names: list[str]) -> int:
-    if config.decoder.sees == "vectors":
+    if config.decoder.sees != "context":
         return sum(level.code_dimension for level in config.levels.values())
     return _context_channels(config, names, len(names) - 1) + config.levels[names[-1]].code_dimension
 
 
-def _build_enlargements(config: AutoencoderConfig, names: list[str]) -> dict[str, Enlargement] | None:
+def _merge_channels(config: AutoencoderConfig, names: list[str], i: int) -> int:
+    """Channels of what level i's merge sees: its own vectors, and what it is told of coarser levels."""
+    if config.decoder.sees == "vectors_throughout":
+        return sum(config.levels[name].code_dimension for name in names[: i + 1])
+    return _context_channels(config, names, i) + config.levels[names[i]].code_dimension
+
+
+def _build_enlargements(config: AutoencoderConfig, names: list[str]) -> dict[str, nn.Module] | None:
     if config.decoder.sees == "context":
         return None
-    return {
-        name: Enlargement(
-            channels=config.levels[name].code_dimension,
-            ratio=math.prod(config.levels[finer].ratio for finer in names[i:-1]),
-            spatial_dims=config.spatial_dims,
-        )
-        for i, name in enumerate(names[:-1])
+    return {name: _build_enlargement(config, name, names[i:-1]) for i, name in enumerate(names[:-1])}
+
+
+def _build_enlargement(config: AutoencoderConfig, name: str, to_finest: list[str]) -> nn.Module:
+    """Of a level's vectors, by its own ratio and those of all finer levels but the finest."""
+    kind = _ENLARGEMENTS[config.blocks]
+    sizes: dict[str, Any] = {
+        "channels": config.levels[name].code_dimension,
+        "spatial_dims": config.spatial_dims,
     }
+    ratios = [config.levels[finer].ratio for finer in to_finest]
+    if config.decoder.sees == "vectors_throughout":
+        return StagedEnlargement(kind(**sizes, ratio=ratio) for ratio in ratios)
+    return kind(**sizes, ratio=math.prod(ratios))
 
 
 def _build_level(config: AutoencoderConfig, names: list[str], i: int) -> Level:
@@ -109,7 +136,7 @@ def _build_level(config: AutoencoderConfig, names: list[str], i: int) -> Level:
     return Level(
         name=names[i],
         ratio=level.ratio,
-        encoder=ConvolutionalEncoder(
+        encoder=_ENCODERS[config.blocks](
             in_channels=config.channels if is_finest else config.levels[names[i + 1]].width,
             width=level.width,
             ratio=level.ratio,
@@ -119,18 +146,19 @@ def _build_level(config: AutoencoderConfig, names: list[str], i: int) -> Level:
         ),
         projection=convolution(config.spatial_dims, level.width + context, level.code_dimension, kernel=1, gain=1.0),
         quantizer=_build_quantizer(names[i], level),
-        merge=None if is_finest else _build_merge(level, context + level.code_dimension, config.spatial_dims),
+        merge=None if is_finest else _build_merge(config, names, i),
         learn_absent=config.level_dropout > 0 and i > 0,
     )
 
 
-def _build_merge(level: LevelConfig, in_channels: int, spatial_dims: int) -> ConvolutionalDecoder:
-    return ConvolutionalDecoder(
-        in_channels=in_channels,
+def _build_merge(config: AutoencoderConfig, names: list[str], i: int) -> nn.Module:
+    level = config.levels[names[i]]
+    return _DECODERS[config.blocks](
+        in_channels=_merge_channels(config, names, i),
         out_channels=level.code_dimension,
         width=level.width,
         ratio=level.ratio,
         residual_blocks=level.residual_blocks,
         residual_width=level.residual_width,
-        spatial_dims=spatial_dims,
+        spatial_dims=config.spatial_dims,
     )

@@ -40,7 +40,18 @@ def convolution(
     return _started(layer, gain / (in_channels * kernel**spatial_dims))
 
 
-def _enlarging(spatial_dims: int, in_channels: int, out_channels: int, factor: int, gain: float = 2.0) -> nn.Module:
+def enlarging_convolution(
+    spatial_dims: int, in_channels: int, out_channels: int, factor: int, gain: float = 2.0
+) -> nn.Module:
+    """A transposed convolution that multiplies the size by a factor.
+
+    Args:
+        spatial_dims: 1, 2 or 3.
+        in_channels: of the input.
+        out_channels: of the output.
+        factor: what the size is multiplied by; the kernel has two taps more.
+        gain: see `convolution`.
+    """
     layer = _TRANSPOSED[spatial_dims](in_channels, out_channels, factor + 2, stride=factor, padding=1)
     # Each output sees every `factor`-th tap of the kernel.
     return _started(layer, gain / (in_channels * ((factor + 2) / factor) ** spatial_dims))
@@ -181,10 +192,10 @@ class ConvolutionalDecoder(nn.Sequential):
         factors = stage_factors(ratio)[::-1]
         channels = width
         for factor in factors[:-1]:
-            layers += [_enlarging(spatial_dims, channels, max(1, width // 2), factor), nn.ReLU(inplace=True)]
+            layers += [enlarging_convolution(spatial_dims, channels, max(1, width // 2), factor), nn.ReLU(inplace=True)]
             channels = max(1, width // 2)
         if factors:
-            layers.append(_enlarging(spatial_dims, channels, out_channels, factors[-1], gain=output_gain))
+            layers.append(enlarging_convolution(spatial_dims, channels, out_channels, factors[-1], gain=output_gain))
         else:
             layers.append(convolution(spatial_dims, channels, out_channels, kernel=3, gain=output_gain))
         super().__init__(*layers)
@@ -208,5 +219,24 @@ class Enlargement(nn.Sequential):
         for i, factor in enumerate(stage_factors(ratio)):
             # The first sees vectors, the others what a rectifier leaves.
             layers += [nn.ReLU(inplace=True)] if i else []
-            layers.append(_enlarging(spatial_dims, channels, channels, factor, gain=2.0 if i else 1.0))
+            layers.append(enlarging_convolution(spatial_dims, channels, channels, factor, gain=2.0 if i else 1.0))
         super().__init__(*layers)
+
+
+class StagedEnlargement(nn.ModuleList):
+    """Vectors of a level to the grid of any finer level, one after the other.
+
+    Args:
+        stages: to the next finer grid, to the one after it, and so on; each an enlargement by one level's ratio.
+
+    >>> import torch
+    >>> stages = StagedEnlargement([Enlargement(channels=5, ratio=2), Enlargement(channels=5, ratio=3)])
+    >>> stages(torch.zeros(1, 5, 2, 3), stages=1).shape, stages(torch.zeros(1, 5, 2, 3)).shape
+    (torch.Size([1, 5, 4, 6]), torch.Size([1, 5, 12, 18]))
+    """
+
+    def forward(self, vectors: Tensor, stages: int | None = None) -> Tensor:
+        """`[B, D, *grid]` to a grid as many stages finer, the finest by default."""
+        for stage in list(self)[:stages]:
+            vectors = stage(vectors)
+        return vectors

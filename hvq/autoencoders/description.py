@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from hvq.config import AutoencoderConfig
 from hvq.config_base import FrozenModel
@@ -17,3 +17,6 @@ class AutoencoderDescription(FrozenModel):
     autoencoder: AutoencoderConfig
     image_size: tuple[PositiveInt, PositiveInt]
     classes: tuple[str, ...] = ()
+    about: str = Field(
+        "", description="where the weights come from, and the range of pixels; empty where hvq made them"
+    )

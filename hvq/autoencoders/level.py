@@ -25,7 +25,8 @@ class Level(nn.Module):
         projection: features joined with the context of coarser levels, `[B, F + E, *grid]`, to latents `[B, D, *grid]`.
         quantizer: latents to codes and vectors.
         merge: context joined with vectors, `[B, E + D, *grid]`, to the context of the next finer level, on its grid;
-            None for the finest, whose joined vectors go to the image decoder.
+            None for the finest, whose joined vectors go to the image decoder. The context may be the vectors of all
+            coarser levels, which the stack has enlarged.
         learn_absent: whether the stand-in for this level's absent vectors is learned; it is the mean codebook vector,
             weighted by usage, otherwise.
     """

@@ -65,6 +65,8 @@ class Autoencoder(PretrainedModule[AutoencoderDescription]):
         decoder: the context of the finest level to an image, its ratio times larger.
         enlargements: of each level but the finest, by name: its vectors to the finest grid. Where given, the image
             decoder is told the vectors of all levels, enlarged and joined coarse to fine, in place of a context.
+        merges_see_vectors: whether merges, too, are told the vectors of all levels coarser than theirs, enlarged, in
+            place of a context; enlargements are then `StagedEnlargement`s.
         recompute: whether encoders, merges and the decoder are computed again in the backward pass, which takes time
             and spares memory; quantizers, and so what codebooks learn from, are computed once.
         scale_channels: C of the image where the scale of a discretized logistic likelihood of pixels is learned, one
@@ -103,6 +105,7 @@ class Autoencoder(PretrainedModule[AutoencoderDescription]):
         levels: Sequence[Level],
         decoder: nn.Module,
         enlargements: Mapping[str, nn.Module] | None = None,
+        merges_see_vectors: bool = False,
         recompute: bool = False,
         scale_channels: int = 0,
     ) -> None:
@@ -120,7 +123,10 @@ class Autoencoder(PretrainedModule[AutoencoderDescription]):
                 f"enlargements are of every level but the finest, {', '.join(names[:-1]) or 'so of none'}; "
                 f"received {', '.join(enlargements) or 'none'}"
             )
+        if merges_see_vectors and enlargements is None:
+            raise ConfigurationError("merges see vectors that are enlarged; give enlargements, or set it to false")
         self.enlargements = None if enlargements is None else nn.ModuleDict(dict(enlargements))
+        self.merges_see_vectors = merges_see_vectors
         self.recompute = recompute
         start = torch.full((scale_channels,), math.log(_START_SCALE))
         self.log_scale = nn.Parameter(start) if scale_channels else None
@@ -161,6 +167,10 @@ class Autoencoder(PretrainedModule[AutoencoderDescription]):
         for level in self._stack():
             if level.name in names:
                 level.freeze()
+                for name, parameter in self.named_parameters():
+                    if name.startswith(self._seen_by_merges(level.name)):
+                        # Codes of finer levels depend on it.
+                        parameter.requires_grad_(False)
 
     # --- its folder ---
 
@@ -253,13 +263,15 @@ rebuilt = model.decode(codes)
         """Latents `[N, D]` of one level, padding left out; what its codebook is initialized from."""
         features = self._features(self._pad(images))
         context: Tensor | None = None
+        vectors: dict[str, Tensor] = {}
         for level in self._stack():
             latents = level.latents(features[level.name], context)
             if level.name == level_name:
                 mask = self._inside(level.name, latents.shape[2:], images.shape[2:], latents.device)
                 flat = torch.movedim(latents, 1, -1)
                 return flat.flatten(0, -2) if mask is None else flat[:, mask].flatten(0, -2)
-            context = level.decode(level.quantizer(latents).vectors, context)
+            vectors[level.name] = level.quantizer(latents).vectors
+            context = level.decode(vectors[level.name], self._told(level, vectors, context))
         raise DataError(f"no level {level_name!r}; the levels are {', '.join(self.level_names)}")
 
     def require_codes(self, what: str) -> None:
@@ -289,12 +301,11 @@ rebuilt = model.decode(codes)
 
     def encoding_tensors(self) -> dict[str, Tensor]:
         """The tensors that determine `encode`: all but the image decoder, absent vectors and what only learns."""
+        parts = ("levels.", *(part for name in self.level_names for part in self._seen_by_merges(name)))
         return {
             name: tensor
             for name, tensor in self.state_dict().items()
-            if name.startswith("levels.")
-            and name.split(".")[2] != "absent"
-            and name.split(".")[-1] not in LEARNING_STATE
+            if name.startswith(parts) and name.split(".")[2] != "absent" and name.split(".")[-1] not in LEARNING_STATE
         }
 
     # --- parts of the walk ---
@@ -319,14 +330,33 @@ rebuilt = model.decode(codes)
         results: dict[str, QuantizerResult] = {}
         contexts: list[Tensor] = []
         context: Tensor | None = None
+        vectors: dict[str, Tensor] = {}
         for level in self._stack():
             latents = level.latents(features[level.name], context)
             mask = self._inside(level.name, latents.shape[2:], images.shape[2:], latents.device)
             results[level.name] = level.quantizer(latents, mask)
             if level is not self._stack()[-1]:
-                context = self._recomputed(level.decode, results[level.name].vectors, context)
+                vectors[level.name] = results[level.name].vectors
+                told = self._told(level, vectors, context)
+                context = self._recomputed(level.decode, vectors[level.name], told)
                 contexts.append(context)
         return results, contexts
+
+    def _told(self, level: Level, vectors: Mapping[str, Tensor], context: Tensor | None) -> Tensor | None:
+        """What a level's merge is told of coarser ones: their context, or their vectors on its grid."""
+        if not self.merges_see_vectors or self.enlargements is None:
+            return context
+        place = self.level_names.index(level.name)
+        enlarged = [
+            self.enlargements[name](channels_last(vectors[name]), stages=place - i)
+            for i, name in enumerate(self.level_names[:place])
+        ]
+        return join(*enlarged) if enlarged else None
+
+    def _seen_by_merges(self, name: str) -> tuple[str, ...]:
+        """How names of tensors begin that enlarge a level's vectors for merges; to the finest grid none does."""
+        stages = len(self.level_names) - 2 - self.level_names.index(name) if self.merges_see_vectors else 0
+        return tuple(f"enlargements.{name}.{stage}." for stage in range(stages))
 
     def _of_kept(self, vectors: Mapping[str, Tensor], kept_levels: Tensor) -> dict[str, Tensor]:
         """The vectors by level name, those of finer levels absent where a sample does without.

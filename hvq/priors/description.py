@@ -32,3 +32,4 @@ class PriorDescription(FrozenModel):
     codes_hash: str | None = Field(None, description="of the codes that it was trained on")
     sampling: CodeSamplingConfig = CodeSamplingConfig()
     held_out_nats: Annotated[float, Field(ge=0)] | None = None
+    about: str = Field("", description="where the weights come from; empty where hvq made them")

@@ -193,9 +193,11 @@ class Codebook(nn.Module):
         """Sums over smoothed counts; their direction for the cosine metric."""
         if self.metric == "cosine":
             return self._on_sphere(self.moving_sums)
+        return self.moving_sums / self._smoothed_counts().unsqueeze(1)
+
+    def _smoothed_counts(self) -> Tensor:
         total = self.moving_counts.sum()
-        smoothed = (self.moving_counts + _SMOOTHING) / (total + len(self.vectors) * _SMOOTHING) * total
-        return self.moving_sums / smoothed.unsqueeze(1)
+        return (self.moving_counts + _SMOOTHING) / (total + len(self.vectors) * _SMOOTHING) * total
 
     def _weight_of_newest(self, counts: Tensor) -> Tensor:
         """1 - decay, but more in the first steps, when latents move fast and the codebook has to follow them."""
@@ -241,6 +243,24 @@ class Codebook(nn.Module):
         if self.learning == "moving_average":
             self.moving_sums.copy_(self.vectors * self.moving_counts.unsqueeze(1))
         self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def adopt(self, vectors: Tensor, counts: Tensor, *, initialized: bool = True) -> None:
+        """Go on from a codebook that was trained elsewhere; sums are such that their averages are the vectors.
+
+        Args:
+            vectors: `[K, D]`.
+            counts: `[K]`, moving counts; all zero where nothing was counted, which makes all codes as likely.
+            initialized: whether the vectors have seen latents, so that they need no k-means.
+        """
+        self.vectors.copy_(vectors)
+        self.moving_counts.copy_(counts if bool(counts.sum() > 0) else torch.ones_like(counts))
+        if self.learning == "moving_average":
+            self.moving_sums.copy_(self.vectors * self._smoothed_counts().unsqueeze(1))
+        self.alive.fill_(True)
+        # Beyond the first steps, in which averages follow quickly: what was learned is not to be forgotten.
+        self.steps.fill_(math.ceil(_EARLY_WEIGHT / (1 - self.decay)))
+        self.initialized.fill_(initialized)
 
 
 def join_statistics(parts: Sequence[CodebookStatistics]) -> CodebookStatistics:

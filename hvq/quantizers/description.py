@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hvq.config_base import FrozenModel
 from hvq.config_quantizers import QuantizerConfig
@@ -17,3 +17,4 @@ class QuantizerDescription(FrozenModel):
     quantizer: QuantizerConfig
     codebook_size: NonNegativeInt
     code_dimension: PositiveInt
+    about: str = Field("", description="where the weights come from; empty where hvq made them")

@@ -20,6 +20,7 @@ def small_config(
     names: Sequence[str] | None = None,
     level_dropout: float = 0.0,
     sees: str = "context",
+    blocks: str = "residual",
     **fields: Any,
 ) -> AutoencoderConfig:
     """Levels of the given ratios, coarse to fine, that differ in width, codebook size and code dimension."""
@@ -38,7 +39,7 @@ def small_config(
     }
     decoder = {"width": 6, "residual_blocks": 1, "residual_width": 3, "sees": sees}
     return AutoencoderConfig.model_validate(
-        {"channels": 2, "levels": levels, "decoder": decoder, "level_dropout": level_dropout}
+        {"channels": 2, "levels": levels, "decoder": decoder, "blocks": blocks, "level_dropout": level_dropout}
     )
 
 

@@ -64,6 +64,15 @@ def test_names_of_ones_own_keep_their_order() -> None:
     assert tuple(model.encode(pictures(1, 8, 8))) == ("zebra", "ape", "mole")
 
 
+@pytest.mark.parametrize("blocks", ["residual", "rezero"])
+@pytest.mark.parametrize("sees", ["context", "vectors", "vectors_throughout"])
+def test_all_blocks_go_with_all_views(blocks: str, sees: str) -> None:
+    model = build_autoencoder(small_config((2, 1, 3), blocks=blocks, sees=sees)).eval()
+    images = pictures(2, 13, 18)
+    codes = model.encode(images)
+    assert torch.equal(model.decode(codes, size=(13, 18)), model(images).reconstruction)
+
+
 def test_builds_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = build_autoencoder(small_config((2, 4)))

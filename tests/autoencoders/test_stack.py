@@ -22,7 +22,7 @@ from hvq.quantizers import CodebookStep, VectorQuantizer
 from tests.autoencoders.small import codebook, pictures, small_model
 
 DEPTHS = {1: (3,), 2: (2, 4), 3: (2, 1, 3), 5: (1, 2, 1, 2, 2), 11: (1,) * 8 + (2, 1, 2)}
-either_view = pytest.mark.parametrize("sees", ["context", "vectors"])
+either_view = pytest.mark.parametrize("sees", ["context", "vectors", "vectors_throughout"])
 any_depth = pytest.mark.parametrize("ratios", DEPTHS.values(), ids=[f"{depth} levels" for depth in DEPTHS])
 
 
@@ -366,6 +366,37 @@ def test_a_decoder_that_sees_vectors_is_told_those_of_all_levels_and_nothing_els
     assert torch.allclose(model.decoder(told), result.reconstruction, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("blocks", ["residual", "rezero"])
+def test_merges_that_see_vectors_are_told_those_of_all_coarser_levels_and_nothing_else(blocks: str) -> None:
+    model = small_model((3, 1, 2, 2), sees="vectors_throughout", blocks=blocks).double().eval()
+    images = pictures(2, 24, 36, torch.float64)
+    result = model(images)
+    assert model.enlargements is not None
+    vectors = {name: level.vectors for name, level in result.levels.items()}
+    features = model._features(images)
+    context = None
+    for i, name in enumerate(model.level_names):
+        # A level's latents are told what the merge before gave.
+        expected = model.levels[name].quantizer.encode(model.levels[name].latents(features[name], context))
+        assert torch.equal(result.codes[name], expected)
+        told = []
+        for j, coarser in enumerate(model.level_names[:i]):
+            enlarged = vectors[coarser]
+            for stage in list(model.enlargements[coarser])[: i - j]:
+                enlarged = stage(enlarged)
+            told.append(enlarged)
+        merge = model.decoder if name == model.level_names[-1] else model.levels[name].merge
+        context = merge(torch.cat([*told, vectors[name]], dim=1))
+    assert torch.allclose(context, result.reconstruction, rtol=0, atol=1e-12)
+    assert torch.equal(model.decode(result.codes), result.reconstruction)
+
+
+def test_merges_cannot_see_vectors_that_nothing_enlarges() -> None:
+    model = small_model((2, 2))
+    with pytest.raises(ConfigurationError, match="give enlargements"):
+        Autoencoder(levels=list(model.levels.values()), decoder=model.decoder, merges_see_vectors=True)
+
+
 def test_both_views_give_the_same_codes_from_the_same_weights() -> None:
     context, vectors = small_model((2, 2)).eval(), small_model((2, 2), sees="vectors").eval()
     vectors.load_state_dict(
@@ -467,11 +498,25 @@ def test_encoding_tensors_are_those_that_codes_hang_on(sees: str) -> None:
     assert not any(name.startswith(("decoder", "enlargements")) for name in hashed)
 
 
+def test_enlargements_that_codes_hang_on_are_hashed_and_frozen() -> None:
+    model = small_model((2, 1, 2), sees="vectors_throughout").double().eval()
+    images, hashed = pictures(2, 11, 13, torch.float64), model.encoding_tensors()
+    weights = [name for name in model.state_dict() if name.startswith("enlargements") and name.endswith("weight")]
+    deciding = {name for name in weights if changes_codes(model, name, images)}
+    assert deciding == {name for name in weights if name in hashed} == {"enlargements.top.0.0.weight"}
+    model.freeze(["top"])
+    fixed = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert {name for name in weights if name in fixed} == deciding
+
+
 # --- learning ---
 
 
-def test_a_few_steps_learn_at_every_level() -> None:
-    model = small_model((2, 2)).double()
+@pytest.mark.parametrize(
+    ("ratios", "arguments"), [((2, 2), {}), ((2, 1, 2), {"sees": "vectors_throughout", "blocks": "rezero"})]
+)
+def test_a_few_steps_learn_at_every_level(ratios: tuple[int, ...], arguments: dict[str, str]) -> None:
+    model = small_model(ratios, **arguments).double()
     images = pictures(7, 8, 12, torch.float64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     codebooks, loss = CodebookStep(model.quantizers, optimizer), AutoencoderLoss()

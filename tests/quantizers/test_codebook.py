@@ -332,3 +332,24 @@ def test_the_mean_vector_is_weighted_by_usage() -> None:
     codebook.moving_counts.copy_(torch.tensor([3.0, 1.0, 5.0]))
     codebook.alive.copy_(torch.tensor([True, True, False]))
     assert codebook.mean_vector().tolist() == [0.75, 0.25]
+
+
+@learns
+@measures
+def test_a_codebook_from_elsewhere_goes_on_from_there(learning: Learning, metric: Metric) -> None:
+    vectors, counts = functional.normalize(torch.randn(17, 5), dim=1), 1 + torch.rand(17)
+    codebook = codebook_of(learning=learning, metric=metric)
+    codebook.alive[3] = False
+    codebook.adopt(vectors, counts)
+    assert torch.equal(codebook.moving_counts, counts)
+    assert bool(codebook.initialized)
+    assert torch.equal(codebook.nearest(vectors), torch.arange(17))
+    learn(codebook, vectors)
+    assert torch.allclose(codebook.vectors, vectors, atol=1e-4), "latents where the vectors are move them nowhere"
+
+
+def test_of_a_codebook_that_counted_nothing_all_codes_are_as_likely() -> None:
+    codebook, vectors = codebook_of(), torch.randn(17, 5)
+    codebook.adopt(vectors, torch.zeros(17), initialized=False)
+    assert torch.allclose(codebook.mean_vector(), vectors.mean(dim=0), atol=1e-6)
+    assert not bool(codebook.initialized)
