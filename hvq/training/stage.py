@@ -46,7 +46,7 @@ def open_stage(
         # Numbers that cannot be read are said now rather than after training.
         run.metrics()
         run.save_config(config)
-    log = TrainingLog.of(stage, run, optimization)
+    log = TrainingLog.of(stage, run, optimization, config.model_dump(mode="json"))
     first, *others = says
     log.say(f"{first}: {describe(optimization.accelerator)}", *others, checkpoint.begin(resumed=resumed))
     return log
