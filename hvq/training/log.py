@@ -57,9 +57,10 @@ class TrainingLog:
         self.accelerator = accelerator
         self._is_main = accelerator.is_main_process
         self._started = time.perf_counter()
+        # Before anything is written: a tracker may fail to start.
+        self._trackers = StageTrackers(accelerator, file.parent, stage, start_step=start_step, settings=settings)
         if self._is_main:
             _cut_back(file, stage, start_step)
-        self._trackers = StageTrackers(accelerator, file.parent, stage, start_step=start_step, settings=settings)
         self._bar = progress_bar(steps, stage, "step", shown=self._is_main, initial=start_step)
         self._timed_steps, self._timed_seconds, self._estimated = 0, 0.0, False
         self.start_clock()
@@ -107,7 +108,7 @@ class TrainingLog:
             return None
         self._estimated = True
         seconds = steps * self._timed_seconds / self._timed_steps
-        return f"{self.stage}: about {duration(seconds)} for the {steps:,} steps that are left, and looks beside"
+        return f"{self.stage}: about {duration(seconds)} for the {steps:,} steps that are left, without looks between"
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """One line of numbers, after `step` optimizer steps; numbers that are not finite are written as null."""

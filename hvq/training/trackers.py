@@ -124,16 +124,21 @@ class StageTrackers:
 
     def _started(self, kind: str, start_step: int) -> GeneralTracker:
         made = LOGGER_TYPE_TO_CLASS[kind]
-        if made.requires_logging_directory:
-            # What was written after the checkpoint is not shown, since it is written anew.
-            after = {"purge_step": start_step + bool(start_step)} if kind == "tensorboard" else {}
-            tracker = made(self._stage, self._accelerator.logging_dir, **after)
-        else:
-            project = os.environ.get("WANDB_PROJECT") or PROJECT
-            tracker = made(project, **(self._wandb_run(start_step) if kind == "wandb" else {}))
+        project = os.environ.get("WANDB_PROJECT") or PROJECT
+        where = (self._stage, self._accelerator.logging_dir) if made.requires_logging_directory else (project,)
+        details = self._details(kind, start_step)
+        tracker = made(*where, **details)
         with self._writing(), _in_one_sentence(kind):
             tracker.start()
+            if kind == "wandb":
+                write_json(self._wandb_note, {"id": details["id"]})
         return tracker
+
+    def _details(self, kind: str, start_step: int) -> dict[str, Any]:
+        if kind == "wandb":
+            return self._wandb_run(start_step)
+        # What was written after the checkpoint is not shown, since it is written anew.
+        return {"purge_step": start_step + bool(start_step)} if kind == "tensorboard" else {}
 
     def _describe(self, tracker: GeneralTracker, settings: Mapping[str, Any]) -> None:
         if settings:
@@ -142,19 +147,28 @@ class StageTrackers:
 
     def _wandb_run(self, start_step: int) -> dict[str, Any]:
         """What W&B is told of its run: which one it is, and what it belongs to."""
-        folder = self._folder / "wandb"
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        note = folder / f"{self._stage}.json"
+        note = self._wandb_note
+        with writing(note.parent):
+            note.parent.mkdir(parents=True, exist_ok=True)
         known = read_json(note, "note of a W&B run").get("id") if start_step and note.exists() else None
         if known is not None and not isinstance(known, str):
             raise CheckpointError(
                 f"{note} must hold a text under id, and holds {known}; delete it for a new run of W&B"
             )
         name = self._folder.resolve().name
-        run = {"id": known or secrets.token_hex(8), "group": name, "job_type": self._stage}
-        write_json(note, {"id": run["id"]})
-        return {**run, "name": f"{name}/{self._stage}", "dir": str(self._folder), "resume": "allow"}
+        return {
+            "id": known or secrets.token_hex(8),
+            "resume": "allow",
+            "name": f"{name}/{self._stage}",
+            "group": name,
+            "job_type": self._stage,
+            "dir": str(self._folder),
+        }
+
+    @property
+    def _wandb_note(self) -> Path:
+        """Which run of W&B this training has, for when it is resumed."""
+        return self._folder / "wandb" / f"{self._stage}.json"
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
