@@ -85,7 +85,7 @@ def test_stage_after_stage_from_a_plain_folder_of_images(trained_run: TrainedRun
     # Each names the next, the last one none.
     following = ["extract_codes", "train_prior", "train_prior", "sample", "evaluate"]
     said = [
-        re.findall(r"^next: python (\w+)\.py (.*)$", outcome.out, flags=re.MULTILINE) for outcome in (first, *stages)
+        re.findall(r"^next: python \S*?(\w+)\.py (.*)$", outcome.out, flags=re.MULTILINE) for outcome in (first, *stages)
     ]
     assert said == [
         *([(name, f"--run-dir {run.path}" + " --level bottom" * (i == 2))] for i, name in enumerate(following)),
