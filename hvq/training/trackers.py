@@ -76,7 +76,12 @@ class StageTrackers:
         self._accelerator, self._folder, self._stage = accelerator, folder, stage
         self._own: list[GeneralTracker] = []
         if accelerator.is_main_process:
-            self._begin(start_step, settings or {})
+            try:
+                self._begin(start_step, settings or {})
+            except BaseException:
+                # One that did start is not to be taken for the caller's by the next training.
+                self.close()
+                raise
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Give numbers to all of them."""

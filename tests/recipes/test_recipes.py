@@ -84,9 +84,8 @@ def test_stage_after_stage_from_a_plain_folder_of_images(trained_run: TrainedRun
     assert "left out, since there are no more than 5 classes" in stages[-1].out
     # Each names the next, the last one none.
     following = ["extract_codes", "train_prior", "train_prior", "sample", "evaluate"]
-    said = [
-        re.findall(r"^next: python \S*?(\w+)\.py (.*)$", outcome.out, flags=re.MULTILINE) for outcome in (first, *stages)
-    ]
+    pattern = re.compile(r"^next: python \S*?(\w+)\.py (.*)$", flags=re.MULTILINE)
+    said = [pattern.findall(outcome.out) for outcome in (first, *stages)]
     assert said == [
         *([(name, f"--run-dir {run.path}" + " --level bottom" * (i == 2))] for i, name in enumerate(following)),
         [],

@@ -165,14 +165,11 @@ def test_wandb_that_does_not_start_is_a_sentence_and_nothing_is_cut(
     monkeypatch.setattr(LOGGER_TYPE_TO_CLASS["wandb"], "start", start)
     run = trained_run.copied(tmp_path / "run").run
     lines, config = run.metrics_lines.read_bytes(), run.config_file.read_bytes()
+    accelerator = _accelerator(run.path, "tensorboard", "wandb")
     sentence = r"W&B did not start: api_key not configured \(no-tty\)\. call wandb\.login; log in .* WANDB_MODE=offline"
     with pytest.raises(ConfigurationError, match=sentence):
-        fit_autoencoder(
-            changed(trained_run.config, seed=99),
-            run,
-            sources=trained_run.sources,
-            accelerator=_accelerator(run.path, "wandb"),
-        )
+        fit_autoencoder(changed(trained_run.config, seed=99), run, sources=trained_run.sources, accelerator=accelerator)
+    assert (accelerator.trackers, by_name.made[0].events) == ([], ["start", "finish"])
     assert (run.metrics_lines.read_bytes(), run.config_file.read_bytes()) == (lines, config)
 
 
