@@ -20,6 +20,7 @@ from hvq.evaluation.samples import levels_left
 from hvq.files import read_json, read_json_lines, read_tensors
 from hvq.storage import RunFolder
 from hvq.training.checkpoint_files import CheckpointFolders, read_checkpoint
+from hvq.training.log import MEASURED
 
 LEVELS = ("top", "bottom")
 KINDS: dict[str, dict[str, Any]] = {
@@ -218,7 +219,7 @@ def newest(run: RunFolder, stage: str) -> int:
 
 def rows_of(run: RunFolder) -> list[dict[str, Any]]:
     """Lines of numbers without times."""
-    return [{k: v for k, v in row.items() if k not in ("time", "images_per_second")} for row in run.lines()]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in run.lines()]
 
 
 def difference(one: RunFolder, other: RunFolder, part: str) -> str | None:

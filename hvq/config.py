@@ -27,6 +27,7 @@ from hvq.config_quantizers import QuantizerConfig, VectorQuantizerConfig
 from hvq.level_names import default_level_names, in_level_order
 
 Precision = Literal["float32", "bfloat16"]
+Tracker = Literal["tensorboard", "wandb"]
 LevelName = Name
 
 
@@ -423,6 +424,11 @@ class RunConfig(FrozenModel):
         description="seconds that a process waits for the others before the run ends; longer than what one of them "
         "does alone at a time: a look through new data, a file of codes, a chunk of samples, a classifier of the "
         "evaluation",
+    )
+    trackers: tuple[Tracker, ...] | None = Field(
+        None,
+        description="where numbers and pictures of training go, beside the terminal and metrics.jsonl; [] for nowhere, "
+        "null for TensorBoard where it is installed",
     )
     data: DataConfig = Field(default_factory=DigitsConfig)
     autoencoder: AutoencoderConfig = Field(description="the hierarchy of levels")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -102,6 +103,21 @@ def say(message: str) -> None:
     """Print a line, once for all processes."""
     if is_main_process():
         print(message, flush=True)
+
+
+def say_next(recipe: str, *words: str | Path) -> None:
+    """Print the command that comes next, started as this one was.
+
+    Args:
+        recipe: name of the script, which lies beside this one.
+        words: its arguments.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    alone = processes == 1 or os.environ.get("WORLD_SIZE", "1") != str(processes)
+    launcher = ["python"] if alone else ["torchrun", "--nproc_per_node", str(processes)]
+    command = shlex.join([*launcher, str(Path(sys.argv[0]).with_name(recipe)), *map(str, words)])
+    on_cpus = not alone and "ACCELERATE_USE_CPU" in os.environ
+    say(f"next: {'ACCELERATE_USE_CPU=true ' * on_cpus}{command}")
 
 
 def _config_file(given: Path | None, run_dir: Path) -> Path:

@@ -1,6 +1,6 @@
 """Between the stages: encode all images with a run's autoencoder, and leave the codes in the run folder as `codes/`."""
 
-from command_line import read_command, recipe_parser, run, say
+from command_line import read_command, recipe_parser, run, say, say_next
 
 from hvq.storage import RunFolder
 from hvq.training import extract_codes
@@ -18,6 +18,7 @@ def main() -> None:
     accelerator = make_accelerator(command.config, folder)
     say(f"extracting codes: {describe(accelerator)}")
     extract_codes(command.config, folder, accelerator=accelerator, resume=command.options.resume)
+    say_next("train_prior.py", "--run-dir", command.run_dir)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from hvq.evaluation.evaluate import evaluate
 from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.evaluation.number_table import number_table
 from hvq.evaluation.run_report import write_run_report
-from hvq.evaluation.samples import sample_run
+from hvq.evaluation.samples import GRID, STAGE, sample_run
 from hvq.storage import RunFolder, load_hierarchy
 from hvq.training import extract_codes, fit_autoencoder, fit_prior
 from hvq.training.processes import make_accelerator
 from hvq.training.sources import build_sources_in_turn
+from hvq.training.trackers import show_file
 
 RUN_DIR = Path("runs/quickstart")
 CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
@@ -51,6 +52,7 @@ def main() -> None:
     with folder.timed("samples", write=is_main):
         hierarchy = load_hierarchy(folder).to(accelerator.device, prior_precision=config.sampling.precision)
         sample_run(config, folder, hierarchy, reduction=current_reduction())
+    show_file(accelerator, folder.path, STAGE, folder.samples / GRID)
     with folder.timed("evaluation", write=is_main):
         numbers = evaluate(config, folder, accelerator=accelerator, sources=sources)
     if is_main:

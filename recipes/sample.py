@@ -5,13 +5,14 @@ Levels are drawn one after the other, and each that is finished is kept: where a
 
 from pathlib import Path
 
-from command_line import read_command, recipe_parser, run, say
+from command_line import read_command, recipe_parser, run, say, say_next
 
 from hvq.distributed import current_reduction
 from hvq.errors import DataError
-from hvq.evaluation.samples import is_left, levels_left, sample_run
+from hvq.evaluation.samples import GRID, STAGE, is_left, levels_left, sample_run
 from hvq.storage import RunFolder, load_hierarchy
 from hvq.training.processes import describe, make_accelerator
+from hvq.training.trackers import show_file
 
 
 def chosen_labels(names: list[str] | None, classes: tuple[str, ...], number: int) -> list[int] | None:
@@ -68,6 +69,8 @@ def main() -> None:
         )
     chosen = f", the surest of {samples.candidates} candidates," if samples.chosen else ""
     say(f"{len(samples)} samples{chosen} are in {folder.samples}")
+    show_file(accelerator, folder.path, STAGE, folder.samples / GRID)
+    say_next("evaluate.py", "--run-dir", command.run_dir)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stage 1: train the autoencoder of a run, and leave it in the run folder as `autoencoder/`."""
 
-from command_line import add_beginning, beginning, read_command, recipe_parser, run
+from command_line import add_beginning, beginning, read_command, recipe_parser, run, say_next
 
 from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.storage import RunFolder
@@ -25,6 +25,9 @@ def main() -> None:
         load_distance=load_feature_distance,
         **beginning(command.options),
     )
+    kinds = {level.quantizer.kind for level in command.config.autoencoder.levels.values()}
+    # A gaussian level has no codes for what else would come.
+    say_next("evaluate.py" if "gaussian" in kinds else "extract_codes.py", "--run-dir", command.run_dir)
 
 
 if __name__ == "__main__":

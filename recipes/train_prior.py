@@ -3,7 +3,7 @@
 One level's prior with `--level`, or those of all levels, one after the other, coarse to fine.
 """
 
-from command_line import add_beginning, beginning, read_command, recipe_parser, run, say
+from command_line import add_beginning, beginning, read_command, recipe_parser, run, say, say_next
 
 from hvq.errors import ConfigurationError
 from hvq.storage import RunFolder
@@ -32,6 +32,11 @@ def main() -> None:
         fit_prior(config, folder, level, accelerator=accelerator, **beginning(command.options))
         # What the accelerator holds of one prior is not to take memory from the next.
         accelerator.free_memory()
+    missing = next((level for level in config.autoencoder.levels if not folder.prior(level).exists()), None)
+    if missing is None:
+        say_next("sample.py", "--run-dir", command.run_dir)
+    else:
+        say_next("train_prior.py", "--run-dir", command.run_dir, "--level", missing)
 
 
 if __name__ == "__main__":

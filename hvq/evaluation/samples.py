@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hvq.config import RunConfig
 from hvq.data import Sources, build_sources
@@ -29,6 +27,7 @@ from hvq.evaluation.sample_files import (
 from hvq.files import remove_folder, write_folder
 from hvq.priors import SamplingOptions
 from hvq.priors.sampling import AfterLevel, AfterPosition
+from hvq.progress import Progress, progress_bar
 from hvq.storage import Hierarchy, RunFolder, encoder_hash
 
 GRID = "samples.png"
@@ -92,13 +91,8 @@ def draw_samples(
     chunks = math.ceil(math.ceil(len(labels) / config.chunk_size) / reduction.size)
     codes_at_once = config.chunk_size * reduction.size
     codes_of_each = sum(math.prod(level_code_shape(hierarchy, name)) for name in hierarchy.grids if name not in given)
-    with tqdm(
-        total=chunks * codes_of_each * codes_at_once,
-        desc=what,
-        unit="code",
-        unit_scale=True,
-        disable=None if reduction.rank == 0 else True,
-    ) as bar:
+    total = chunks * codes_of_each * codes_at_once
+    with progress_bar(total, what, "code", shown=reduction.rank == 0, scaled=True) as bar:
         return generate(
             hierarchy.with_prior_precision(config.sampling.precision),
             samples=range(len(labels)) if numbers is None else numbers,
@@ -302,7 +296,7 @@ def _options(config: RunConfig, hierarchy: Hierarchy, samples: Samples) -> dict[
     return {name: options for name, options in known.items() if options is not None}
 
 
-def _counting(bar: tqdm[NoReturn], what: str, codes_at_once: int) -> AfterPosition:
+def _counting(bar: Progress, what: str, codes_at_once: int) -> AfterPosition:
     def after_position(level: str) -> None:
         bar.set_description(f"{what}, {level}", refresh=False)
         bar.update(codes_at_once)

@@ -182,6 +182,10 @@ vectors = quantizer.decode(codes)
         """The codebooks that learn from the latents assigned to them; none by default."""
         return ()
 
+    def learned_vectors(self) -> list[Tensor]:
+        """The vectors `[n, d]` that codes are looked up in, of each codebook those that are alive; none are fixed."""
+        return [codebook.table()[codebook.alive] for codebook in self.codebooks]
+
     # By how much a residual is smaller than the latents were, for kinds whose vectors have a fixed scale.
     residual_gain: float = 1.0
 

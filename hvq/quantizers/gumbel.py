@@ -93,6 +93,10 @@ class GumbelQuantizer(Quantizer):
         """Vectors `[N, D]` of codes `[N]`."""
         return functional.embedding(codes, self.vectors)
 
+    def learned_vectors(self) -> list[Tensor]:
+        """The vectors `[K, D]`."""
+        return [self.vectors]
+
     def mean_vector(self) -> Tensor:
         """`[D]`, the mean of all vectors."""
         return self.vectors.mean(dim=0)

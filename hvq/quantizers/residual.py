@@ -66,6 +66,11 @@ class ResidualQuantizer(Quantizer):
         own: list[Quantizer] = list(self.quantizers)  # type: ignore[arg-type]  # ModuleList is typed as any module
         return tuple(codebook for quantizer in own for codebook in quantizer.codebooks)
 
+    def learned_vectors(self) -> list[Tensor]:
+        """Those of each place in the row; once where they are shared."""
+        own: list[Quantizer] = list(self.quantizers)  # type: ignore[arg-type]  # ModuleList is typed as any module
+        return [vectors for quantizer in own for vectors in quantizer.learned_vectors()]
+
     @property
     def starts_from_latents(self) -> bool:
         """Whether any of the quantizers does."""

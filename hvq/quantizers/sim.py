@@ -112,6 +112,10 @@ class SimQuantizer(Quantizer):
             else super().no_residual_reason()
         )
 
+    def learned_vectors(self) -> list[Tensor]:
+        """The codebook `[K, D]`, which is fixed, under the map, which learns."""
+        return [self.map(self.fixed_vectors)]
+
     def mean_vector(self) -> Tensor:
         """`[D]`, the mean of the codebook."""
         return self.map(self.fixed_vectors).mean(dim=0)

@@ -33,12 +33,14 @@ from hvq.training.checkpoints import Kept, TrainingCheckpoint
 from hvq.training.code_window import CodeWindow
 from hvq.training.continuous_start import ContinuousStart
 from hvq.training.image_looks import ImageLooks
+from hvq.training.log import TrainingLog
 from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, Optimization
 from hvq.training.processes import make_accelerator
 from hvq.training.seeds import seeded
 from hvq.training.sources import build_sources_in_turn
 from hvq.training.stage import open_stage, stream_of, told_by_the_first
+from hvq.training.summary import autoencoder_summary, outcome
 
 STAGE = "autoencoder"
 
@@ -103,7 +105,8 @@ def fit_autoencoder(
         return _already_trained(run, accelerator)
     _require_codebooks(model, training.frozen_levels)
     stream = stream_of(sources.train, training, optimization, seed=config.seed, workers=config.data.workers)
-    says = [f"training the autoencoder on {len(sources.train)} images", begun]
+    summary = autoencoder_summary(model, sources.train.size, config.autoencoder.channels, training, len(sources.train))
+    says = [f"training the autoencoder on {len(sources.train)} images", summary, begun]
     log = open_stage(STAGE, config, run, checkpoint, resumed=resumed, says=says)
     start = ContinuousStart(model, training, _first_images(config, sources.train, optimization), optimization.reduction)
     train(
@@ -115,13 +118,15 @@ def fit_autoencoder(
         watch=ImageLooks(model, sources.validation, config.chunk_size, optimization.reduction, window),
         health=health,
         begin_step=start.begin_step,
-        finish=lambda: _finish(config, run, sources.train, checkpoint),
+        finish=lambda: _finish(config, run, sources.train, checkpoint, log),
     )
     return model.eval()
 
 
-def _finish(config: RunConfig, run: RunFolder, source: ImageSource, checkpoint: TrainingCheckpoint) -> None:
-    """Leave the trained model in the run folder."""
+def _finish(
+    config: RunConfig, run: RunFolder, source: ImageSource, checkpoint: TrainingCheckpoint, log: TrainingLog
+) -> None:
+    """Leave the trained model in the run folder, and say so."""
     optimization = checkpoint.optimization
     optimization.average.keep()
     model = optimization.model
@@ -133,6 +138,8 @@ def _finish(config: RunConfig, run: RunFolder, source: ImageSource, checkpoint: 
         save_autoencoder(run.autoencoder, model, description)
         run.add_seconds(STAGE, checkpoint.seconds)
         checkpoint.remove()
+        steps, seconds = optimization.step_number, checkpoint.seconds
+        log.say(outcome(run, STAGE, steps=steps, seconds=seconds, left=run.autoencoder))
     optimization.accelerator.wait_for_everyone()
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from hvq.autoencoders import Autoencoder
 from hvq.chunks import map_chunks
@@ -26,8 +24,8 @@ from hvq.data import (
 from hvq.data.code_files import Counts, empty_counts
 from hvq.data.pixels import bytes_to_model
 from hvq.distributed import Reduction, current_reduction
+from hvq.progress import Progress, progress_bar
 from hvq.storage import RunFolder, encoder_hash, load_autoencoder, require_channels
-from hvq.training.log import progress_bar
 from hvq.training.processes import make_accelerator
 from hvq.training.sources import build_sources_in_turn
 from hvq.training.stage import told_by_the_first
@@ -158,7 +156,7 @@ class _Split:
         if kept:
             self.accelerator.print(f"codes of {name}: {kept} of {description.num_shards} files are there already")
         rows = sum(len(description.rows(shard)) for shard in missing)
-        with progress_bar(rows, f"codes of {name}", "image", self.accelerator) as bar:
+        with progress_bar(rows, f"codes of {name}", "image", shown=self.accelerator.is_main_process) as bar:
             for shard in missing[self.reduction.rank :: self.reduction.size]:
                 _add(counts, self._write_shard(shard, bar))
         return {level: self.reduction.sum(count.to(self.accelerator.device)).cpu() for level, count in counts.items()}
@@ -175,7 +173,7 @@ class _Split:
                 _add(counts, kept)
         return self.reduction.sum(missing.to(self.accelerator.device)).nonzero().flatten().tolist(), counts
 
-    def _write_shard(self, shard: int, bar: tqdm[Any]) -> Counts:
+    def _write_shard(self, shard: int, bar: Progress) -> Counts:
         writer = self.extraction.writer(shard)
         for epoch, start, stop in self.extraction.description.passes(shard):
             batches = ordered_batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from hvq.autoencoders import Autoencoder
 from hvq.chunks import map_chunks
@@ -11,6 +12,7 @@ from hvq.data.pixels import bytes_to_model, model_to_unit
 from hvq.distributed import Reduction
 from hvq.training.code_window import CodeWindow
 from hvq.training.optimization import StepReport
+from hvq.training.reconstruction_picture import ReconstructionPicture
 
 # Held-out images looked at while training; the whole split is evaluated at the end.
 _HELD_OUT_IMAGES = 1_024
@@ -34,13 +36,14 @@ class ImageLooks:
     ) -> None:
         self._model, self._source, self._chunk_size = model, source, chunk_size
         self._reduction, self._window = reduction, window
+        self._shown = ReconstructionPicture(source, chunk_size)
 
     def observe(self, report: StepReport) -> None:
         """A step needs no more than its report says."""
 
     def window(self) -> dict[str, float]:
-        """Usage and perplexity of every codebook."""
-        return self._window.numbers(self._reduction)
+        """Usage, perplexity and norm of every codebook."""
+        return {**self._window.numbers(self._reduction), **codebook_norms(self._model)}
 
     def look(self) -> dict[str, float]:
         """Mean squared error on [0, 1] over the first held-out images, by another name where latents still pass."""
@@ -48,9 +51,29 @@ class ImageLooks:
         continuous = any(quantizer.continuous for quantizer in self._model.quantizers.values())
         return {"unquantized_held_out_mse" if continuous else self.score: error}
 
+    def pictures(self) -> dict[str, Tensor]:
+        """A few held-out images: the originals, and what more and more levels make of them."""
+        return {"reconstructions": self._shown.picture(self._model)} if len(self._source) else {}
+
     def stops(self) -> bool:
         """Never before the last step."""
         return False
+
+
+@torch.no_grad()
+def codebook_norms(model: Autoencoder) -> dict[str, float]:
+    """`codebook_norm.<level>`, the mean length of the vectors that codes are looked up in, over those that are alive.
+
+    Not of levels whose codebook is still to be set, nor of those that have none.
+    """
+    vectors = {
+        name: quantizer.learned_vectors() for name, quantizer in model.quantizers.items() if not quantizer.continuous
+    }
+    return {
+        f"codebook_norm.{name}": float(torch.cat([rows.norm(dim=1) for rows in several]).mean())
+        for name, several in vectors.items()
+        if several
+    }
 
 
 @torch.no_grad()

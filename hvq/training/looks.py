@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hvq.data import CodeBatch, CodeFolder, ordered_batches
 from hvq.distributed import Reduction
@@ -52,6 +53,10 @@ class CodeLooks:
 
     def window(self) -> dict[str, float]:
         """Nothing beyond what a step reports."""
+        return {}
+
+    def pictures(self) -> dict[str, Tensor]:
+        """None: a level's codes alone are no image."""
         return {}
 
     def stops(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Protocol, TypeVar
 
@@ -12,7 +12,9 @@ from torch import Tensor
 from hvq.distributed import Reduction
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.log import TrainingLog
+from hvq.training.memory import peak_memory
 from hvq.training.optimization import Losses, NotFiniteError, Optimization, StepReport
+from hvq.training.schedule import learning_rate
 from hvq.training.signals import StopSignals
 
 BatchType = TypeVar("BatchType")
@@ -37,6 +39,13 @@ class Watch(Protocol):
         """Numbers of held-out data; called while the model has its averaged weights.
 
         Without the score where it is too early for one.
+        """
+        ...
+
+    def pictures(self) -> Mapping[str, Tensor]:
+        """Pictures of held-out data, uint8 `[H, W, 3]` by name; called beside `look` where a tracker wants them.
+
+        By the main process alone, so that nothing in it may wait for others.
         """
         ...
 
@@ -139,18 +148,29 @@ def _report(
     config, is_last = optimization.config, step == optimization.config.steps
     if step % config.log_every == 0 or is_last:
         rate = log.samples_per_second(config.batch_size)
-        numbers = {**report.terms, **watch.window(), **health.numbers(), "gradient_norm": report.gradient_norm}
+        numbers = {**report.terms, **watch.window(), **health.numbers(), **_of_step(report, optimization)}
         log.write(step, {**numbers, "images_per_second": rate})
+        log.say(log.time_left(config.steps - step))
     if step % config.evaluate_every and not is_last:
         return False
     with log.paused(), optimization.average.applied():
         numbers = watch.look()
+        if log.takes_pictures:
+            log.show(step, watch.pictures())
     log.write(step, numbers)
     if watch.score not in numbers:
         return False
     score = torch.tensor(numbers[watch.score], dtype=torch.float64, device=optimization.accelerator.device)
     # Whether it is the best decides about a checkpoint, which all take together: alike everywhere, to the last bit.
     return checkpoint.offer(float(optimization.reduction.first(score)))
+
+
+def _of_step(report: StepReport, optimization: Optimization) -> Numbers:
+    """What is known of the step that was just done, and the most memory of this process so far."""
+    rate = learning_rate(optimization.config, optimization.step_number - 1)
+    memory = peak_memory(optimization.accelerator.device)
+    numbers = {"gradient_norm": report.gradient_norm, "learning_rate": rate}
+    return numbers if memory is None else {**numbers, "memory_gib": memory}
 
 
 class Health:

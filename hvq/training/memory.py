@@ -5,9 +5,13 @@ from __future__ import annotations
 import ctypes
 import sys
 
+import torch
+
 # Parameters of glibc's `mallopt`, and what each is set to.
 _TRIM_THRESHOLD, _NEVER = -1, -1
 _MMAP_THRESHOLD, _LARGEST_KEPT = -3, 1 << 30
+
+_GIB = 2.0**30
 
 
 def keep_freed_memory() -> bool:
@@ -24,3 +28,20 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory, in GiB, that this process has held so far; None where the system does not say.
+
+    On a CUDA device that of its tensors, and the process's own, resident in the machine, elsewhere.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _GIB
+    try:
+        import resource
+    except ImportError:
+        # On Windows.
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Bytes on macOS, KiB elsewhere.
+    return peak * (1 if sys.platform == "darwin" else 1024) / _GIB

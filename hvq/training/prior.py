@@ -21,6 +21,7 @@ from hvq.storage.models import PriorDescription
 from hvq.training.beginning import Beginning
 from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.held_out import HeldOutRecord
+from hvq.training.log import TrainingLog
 from hvq.training.looks import CodeLooks
 from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, Optimization
@@ -28,6 +29,7 @@ from hvq.training.processes import make_accelerator
 from hvq.training.seeds import seeded
 from hvq.training.sharding import gather
 from hvq.training.stage import open_stage, stream_of
+from hvq.training.summary import outcome, prior_summary
 
 # Below this many nats a level's codes are all but constant: its codebook has collapsed.
 _LEAST_ENTROPY = 0.01
@@ -87,14 +89,15 @@ def fit_prior(
         if done is not None:
             return done
     stream = stream_of(codes, stage.training, optimization, seed=config.seed)
-    says = [f"training the prior of level {level} on {len(codes)} grids of codes", begun]
+    summary = prior_summary(prior, codes, level, stage.training)
+    says = [f"training the prior of level {level} on {len(codes)} grids of codes", summary, begun]
     log = open_stage(name, config, run, checkpoint, resumed=resumed, says=says)
     looks = CodeLooks(held_out, level, config.chunk_size, optimization, record, log)
 
     def finish() -> None:
         record.restore(prior)
         looks.summarize()
-        _finish(run, checkpoint, name, level, _describe(stage, codes, level, record.score))
+        _finish(run, checkpoint, level, _describe(stage, codes, level, record.score), log)
 
     losses = _losses(config, optimization, codes, level)
     train(optimization, stream, losses, log=log, checkpoint=checkpoint, watch=looks, health=health, finish=finish)
@@ -112,16 +115,18 @@ def _already_trained(run: RunFolder, level: str, codes: CodeFolder, accelerator:
 
 
 def _finish(
-    run: RunFolder, checkpoint: TrainingCheckpoint, name: str, level: str, description: PriorDescription
+    run: RunFolder, checkpoint: TrainingCheckpoint, level: str, description: PriorDescription, log: TrainingLog
 ) -> None:
-    """Leave the trained prior in the run folder."""
+    """Leave the trained prior in the run folder, and say so."""
     optimization = checkpoint.optimization
     is_main = optimization.accelerator.is_main_process
     weights = gather(optimization.model.state_dict(), keep=is_main)
     if is_main:
         save_prior(run.prior(level), weights, description)
-        run.add_seconds(name, checkpoint.seconds)
+        run.add_seconds(log.stage, checkpoint.seconds)
         checkpoint.remove()
+        steps, seconds = optimization.step_number, checkpoint.seconds
+        log.say(outcome(run, log.stage, steps=steps, seconds=seconds, left=run.prior(level)))
     optimization.accelerator.wait_for_everyone()
 
 

@@ -17,7 +17,6 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
-    is_tensorboard_available,
 )
 from torch.distributed import DistError
 
@@ -26,18 +25,19 @@ from hvq.errors import ConfigurationError, ProcessError
 from hvq.storage import RunFolder
 from hvq.training.memory import keep_freed_memory
 from hvq.training.sharding import is_sharding
+from hvq.training.trackers import trackers_to_use
 
 
 def make_accelerator(config: RunConfig, run: RunFolder) -> Accelerator:
-    """The accelerator of a run: devices and processes as the launcher gives them, TensorBoard where it is installed.
+    """The accelerator of a run: devices and processes as the launcher gives them, trackers as the run says.
 
     Raises:
-        ConfigurationError: where the launcher asks for an engine other than DDP and FSDP.
+        ConfigurationError: where the launcher asks for an engine other than DDP and FSDP, or a tracker that the run
+            names is not installed.
     """
     _refuse_other_engines()
+    trackers = trackers_to_use(config.trackers)
     keep_freed_memory()
-    # None rather than an empty list, at which accelerate warns.
-    trackers = ["tensorboard"] if is_tensorboard_available() else None
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         # Sums over processes and held-out means are float64, which Apple's GPUs do not have. And where there is no GPU,

@@ -42,11 +42,13 @@ def open_stage(
         says: sentences for the person; the first is told on what it trains.
     """
     optimization = checkpoint.optimization
-    if optimization.accelerator.is_main_process:
+    is_main = optimization.accelerator.is_main_process
+    if is_main:
         # Numbers that cannot be read are said now rather than after training.
         run.metrics()
+    log = TrainingLog.of(stage, run, optimization, config.model_dump(mode="json"))
+    if is_main:
         run.save_config(config)
-    log = TrainingLog.of(stage, run, optimization)
     first, *others = says
     log.say(f"{first}: {describe(optimization.accelerator)}", *others, checkpoint.begin(resumed=resumed))
     return log

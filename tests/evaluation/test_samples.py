@@ -24,6 +24,7 @@ from hvq.evaluation.sample_files import TENSORS, Samples, read_samples_file
 from hvq.evaluation.samples import STAGE, class_labels, draw_samples, sample_run
 from hvq.files import read_tensors, write_tensors
 from hvq.priors import Prior, SamplingOptions
+from hvq.progress import ProgressLines
 from hvq.storage import RunFolder, load_hierarchy
 from tests.processes import run_in_processes
 from tests.runs import LEVELS, TrainedRun, changed, differing, drawing_precisions, files_below, tensors_below
@@ -103,29 +104,30 @@ def test_the_bar_names_the_level_and_counts_the_codes_that_are_drawn(
     trained_run: TrainedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, int]] = []
-    bars: list[Any] = []
+    totals: list[int] = []
 
-    class Bar(samples_module.tqdm):  # type: ignore[type-arg]
-        def __init__(self, **arguments: Any) -> None:
-            super().__init__(**{**arguments, "disable": True})
-            bars.append(arguments)
+    class Bar(ProgressLines):
+        def __init__(self, total: int, what: str, unit: str, *, shown: bool, scaled: bool) -> None:
+            super().__init__(total, what, unit, scaled=scaled)
+            assert shown
+            totals.append(total)
 
-        def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+        def set_description(self, desc: str | None = None, refresh: bool = True) -> None:
             seen.append((desc or "", 0))
 
-        def update(self, n: float | None = 1) -> bool | None:
-            seen[-1] = (seen[-1][0], int(n or 0))
+        def update(self, n: float = 1) -> bool | None:
+            seen[-1] = (seen[-1][0], int(n))
             return None
 
-    monkeypatch.setattr(samples_module, "tqdm", Bar)
+    monkeypatch.setattr(samples_module, "progress_bar", Bar)
     hierarchy = load_hierarchy(trained_run.run)
     drawn = draw_samples(trained_run.config, hierarchy, [0] * 11, reduction=Reduction(), what="digits")
     assert [name for name, _ in seen] == ["digits, top"] * 2 * 4 + ["digits, bottom"] * 2 * 16
-    assert sum(count for _, count in seen) == bars[0]["total"]
+    assert sum(count for _, count in seen) == totals[0]
     seen.clear()
     draw_samples(trained_run.config, hierarchy, [0] * 11, reduction=Reduction(), given={"top": drawn.codes["top"]})
     assert [name for name, _ in seen] == ["samples, bottom"] * 2 * 16
-    assert sum(count for _, count in seen) == bars[1]["total"]
+    assert sum(count for _, count in seen) == totals[1]
 
 
 # --- level by level ---

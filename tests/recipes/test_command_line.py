@@ -246,3 +246,31 @@ def test_a_fault_of_all_processes_is_said_once(script: Path) -> None:
     assert failed.returncode != 0
     assert failed.stderr.count("sede is not a field") == 1
     assert "HVQError" not in failed.stderr
+
+
+# --- what comes next ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher"),
+    [
+        ({}, "python"),
+        ({"LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "3"}, "torchrun --nproc_per_node 3"),
+        (
+            {"LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "3", "ACCELERATE_USE_CPU": "true"},
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 3",
+        ),
+        # What started several machines is not for this one to say.
+        ({"LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "6"}, "python"),
+    ],
+)
+def test_the_next_command_is_one_to_type(
+    environment: dict[str, str], launcher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "ACCELERATE_USE_CPU", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.argv", ["recipes/train_prior.py", "--run-dir", "elsewhere"])
+    command_line.say_next("sample.py", "--run-dir", Path("my runs/a"))
+    assert capsys.readouterr().out == f"next: {launcher} recipes/sample.py --run-dir 'my runs/a'\n"

@@ -82,6 +82,14 @@ def test_stage_after_stage_from_a_plain_folder_of_images(trained_run: TrainedRun
     assert all("1 process on cpu" in outcome.out for outcome in (first, *stages))
     assert re.search(r"^ *value  name +meaning$", stages[-1].out, flags=re.MULTILINE)
     assert "left out, since there are no more than 5 classes" in stages[-1].out
+    # Each names the next, the last one none.
+    following = ["extract_codes", "train_prior", "train_prior", "sample", "evaluate"]
+    pattern = re.compile(r"^next: python \S*?(\w+)\.py (.*)$", flags=re.MULTILINE)
+    said = [pattern.findall(outcome.out) for outcome in (first, *stages)]
+    assert said == [
+        *([(name, f"--run-dir {run.path}" + " --level bottom" * (i == 2))] for i, name in enumerate(following)),
+        [],
+    ]
     # What the first stage was told is what the later ones go by.
     assert run.load_config().seed == 7
     samples = load_file(run.samples / "samples.safetensors")

@@ -18,6 +18,7 @@ import torch
 from hvq.config import RunConfig
 from hvq.storage import RunFolder
 from hvq.training.checkpoint_files import CheckpointFolders
+from hvq.training.log import MEASURED
 from tests.processes import free_port
 from tests.runs import (
     RECIPES,
@@ -68,7 +69,7 @@ def _reached(run: RunFolder, stage: str, step: int) -> Callable[[], bool]:
 
 def _rows(run: RunFolder, stage: str) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in row.items() if name not in ("time", "images_per_second")}
+        {name: value for name, value in row.items() if name not in MEASURED}
         for row in run.lines()
         if row["stage"] == stage
     ]

@@ -20,11 +20,10 @@ from hvq.storage import RunFolder, load_autoencoder
 from hvq.training import autoencoder as stage
 from hvq.training import continuous_start, fit_autoencoder
 from hvq.training.checkpoint_files import CheckpointFolders
+from hvq.training.log import MEASURED
 from tests.processes import run_in_processes
 from tests.runs import CLASSES, TrainedRun, changed, differing, files_below, tensors_below
 from tests.training.interruption import keep_last_checkpoint, killed_at
-
-TIMES = ("time", "images_per_second")
 
 
 def _rows(run: RunFolder, name: str = "autoencoder") -> list[dict[str, Any]]:
@@ -32,7 +31,7 @@ def _rows(run: RunFolder, name: str = "autoencoder") -> list[dict[str, Any]]:
 
 
 def _without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 # --- what it does -------------------------------------------------------------------------------------------------
@@ -49,8 +48,9 @@ def test_it_learns(trained_run: TrainedRun) -> None:
 def test_it_writes_a_row_for_every_step_that_is_logged(trained_run: TrainedRun) -> None:
     rows = [row for row in _rows(trained_run.run) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 41))
-    per_level = {f"{name}.{level}" for name in ("usage", "perplexity", "revived") for level in ("top", "bottom")}
-    expected = {"reconstruction", "commitment", "loss", "gradient_norm", "images_per_second", "time", "stage", "step"}
+    of_levels = ("usage", "perplexity", "codebook_norm", "revived")
+    per_level = {f"{name}.{level}" for name in of_levels for level in ("top", "bottom")}
+    expected = {"reconstruction", "commitment", "loss", "gradient_norm", "learning_rate", "stage", "step", *MEASURED}
     assert all(set(row) == expected | per_level for row in rows)
     assert all(0 < row["usage.top"] <= 1 <= row["perplexity.top"] <= 11 for row in rows)
     looks = [row["step"] for row in _rows(trained_run.run) if "held_out_mse" in row]

@@ -11,32 +11,10 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
 
 from hvq.errors import CheckpointError
 from hvq.training.log import TrainingLog
-
-
-class RecordingTracker(GeneralTracker):  # type: ignore[misc]  # accelerate is not analysed
-    """A tracker as accelerate wants it, which keeps what it is given."""
-
-    name = "recording"
-    requires_logging_directory = False
-    main_process_only = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[tuple[int | None, dict[str, Any]]] = []
-
-    @property
-    def tracker(self) -> RecordingTracker:
-        return self
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Nothing to keep."""
-
-    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        self.rows.append((step, values))
+from tests.training.recording import RecordingTracker
 
 
 def _write(file: Path, stage: str, steps: range, accelerator: Accelerator | None = None) -> str:
@@ -123,3 +101,33 @@ def test_the_rate_is_of_the_steps_since_it_was_last_asked(tmp_path: Path, monkey
     # Twelve seconds since, of which seven do not count.
     assert log.samples_per_second(8) == 8 / 5
     log.close()
+
+
+def test_the_time_that_is_left_is_said_once_enough_steps_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("hvq.training.log.time.perf_counter", lambda: now[0])
+    log = TrainingLog(stage="prior.top", file=tmp_path / "m.jsonl", accelerator=Accelerator(), steps=997)
+    said = []
+    for _ in range(4):
+        for _ in range(7):
+            log.advance()
+            now[0] += 3.0
+        log.samples_per_second(2)
+        said.append(log.time_left(500))
+    log.close()
+    assert said[:2] == [None, None]
+    assert said[2] is not None
+    assert "prior.top: about 25 min for the 500 steps that are left" in said[2]
+    assert said[3] is None
+
+
+def test_what_a_line_has_no_room_for_is_in_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = TrainingLog(stage="autoencoder", file=tmp_path / "m.jsonl", accelerator=Accelerator(), steps=9)
+    numbers = {"loss": 0.5, "learning_rate": 0.25, "codebook_norm.top": 3.0, "memory_gib": 7.0}
+    log.write(2, numbers)
+    log.close()
+    assert capsys.readouterr().out.splitlines()[-1] == "autoencoder 2: loss 0.5"
+    (row,) = _rows(tmp_path / "m.jsonl")
+    assert row.items() >= numbers.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from hvq.training.checkpoints import TrainingCheckpoint
 from hvq.training.log import TrainingLog
 from hvq.training.loop import Health, train
 from hvq.training.optimization import Losses, NotFiniteError, Optimization, StepReport
+from tests.training.recording import RecordingTracker
 
 CONFIG = OptimizationConfig(
     steps=7, warmup_steps=0, average_decay=0.9, log_every=3, evaluate_every=2, checkpoint_every=4, keep_checkpoints=99
@@ -45,6 +47,7 @@ class _Recorder:
         self.during: Callable[[int], object] = lambda step: None
         self.finish: Callable[[], object] = lambda: None
         self.stop_before: int | None = None
+        self.accelerator = Accelerator()
         self._record_saves()
 
     def _record_saves(self) -> None:
@@ -72,12 +75,16 @@ class _Recorder:
         self.looked_at.append(self.layer.weight.detach().clone())
         return {"held_out": self.scores(self.optimization.step_number)}
 
+    def pictures(self) -> dict[str, Tensor]:
+        self.calls.append(("pictures", self.optimization.step_number))
+        return {"weight": torch.full((2, 3, 3), self.optimization.step_number, dtype=torch.uint8)}
+
     def stops(self) -> bool:
         return self.optimization.step_number + 1 == self.stop_before
 
     def train(self) -> None:
         start, steps = self.optimization.step_number, self.optimization.config.steps
-        log = TrainingLog(stage="linear", file=self.file, accelerator=Accelerator(), steps=steps, start_step=start)
+        log = TrainingLog(stage="linear", file=self.file, accelerator=self.accelerator, steps=steps, start_step=start)
         stream = ([torch.full((5, 3), float(step))] for step in range(start, 100))
         train(
             self.optimization,
@@ -109,6 +116,30 @@ def test_what_is_called_when(tmp_path: Path) -> None:
     rows = [(row["step"], "usage" in row, "held_out" in row) for row in read_json_lines(recorder.file)]
     assert [step for step, logged, _ in rows if logged] == [3, 6, 7]
     assert [step for step, _, looked in rows if looked] == [2, 4, 6, 7]
+
+
+def test_pictures_are_for_trackers_that_take_some(tmp_path: Path) -> None:
+    recorder, tracker = _Recorder(tmp_path), RecordingTracker()
+    recorder.accelerator = Accelerator(log_with=[tracker])
+    recorder.train()
+    assert [step for name, step in recorder.calls if name == "pictures"] == [2, 4, 6, 7]
+    assert [(step, int(rows["linear/weight"].max())) for step, rows in tracker.pictures] == [
+        (step, step) for step in (2, 4, 6, 7)
+    ]
+    # Beside the look, whose weights are averages.
+    places = [name for name, _ in recorder.calls if name in ("look", "pictures")]
+    assert places == ["look", "pictures"] * 4
+
+
+def test_lines_tell_the_learning_rate_of_their_step_and_the_memory(tmp_path: Path) -> None:
+    recorder = _Recorder(tmp_path)
+    recorder.train()
+    rows = [row for row in read_json_lines(recorder.file) if "loss" in row]
+    # Half a cosine over seven steps, of which the line of step 3 is about the third.
+    share = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * 2 / 7))
+    assert rows[0]["learning_rate"] == pytest.approx(3e-4 * share)
+    assert rows[-1]["learning_rate"] == recorder.optimization.optimizer.param_groups[0]["lr"]
+    assert 0 < rows[0]["memory_gib"] <= rows[-1]["memory_gib"]
 
 
 def test_every_step_is_observed(tmp_path: Path) -> None:

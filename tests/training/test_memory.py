@@ -41,3 +41,22 @@ def test_freed_memory_is_not_fetched_again() -> None:
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()
+
+
+PEAK = """
+import torch
+from hvq.training.memory import peak_memory
+
+before = peak_memory(torch.device("cpu"))
+torch.ones(3 * 2**27)
+print(before, peak_memory(torch.device("cpu")))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system does not say")
+def test_the_peak_is_of_what_was_held_at_once_though_it_is_freed() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    before, after = map(float, done.stdout.split())
+    # A gibibyte and a half in GiB; some of what was there before may have been given back.
+    assert 0.05 < before < 4
+    assert 1.2 < after - before < 1.7

@@ -26,6 +26,7 @@ from hvq.priors import Prior
 from hvq.storage import RunFolder, load_prior
 from hvq.training import fit_prior
 from hvq.training.checkpoint_files import CheckpointFolders
+from hvq.training.log import MEASURED
 from hvq.training.looks import held_out_nats
 from hvq.training.processes import make_accelerator
 from tests.processes import run_in_processes
@@ -94,7 +95,7 @@ def _of_kind(config: RunConfig, kind: str, **training: Any) -> RunConfig:
 
 
 def _without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name not in ("time", "images_per_second")} for row in rows]
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 @pytest.mark.parametrize("kind", PRIORS)

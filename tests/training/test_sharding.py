@@ -22,6 +22,7 @@ from hvq.priors.sampling import sample_level
 from hvq.storage import RunFolder, load_prior
 from hvq.training import fit_autoencoder, fit_prior
 from hvq.training.averages import WeightAverage
+from hvq.training.log import MEASURED
 from hvq.training.processes import make_accelerator
 from hvq.training.sharding import plan_shards
 from tests.processes import run_in_processes
@@ -72,7 +73,7 @@ def _checkpoint(folder: Path) -> dict[str, Tensor]:
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     rows = [row for row in RunFolder(folder).lines() if row["stage"] == "prior.bottom"]
-    hidden = ("stage", "time", "images_per_second")
+    hidden = ("stage", *MEASURED)
     return [{name: value for name, value in row.items() if name not in hidden} for row in rows]
 
 
