@@ -24,6 +24,7 @@ _HELD_OUT, _LEAST_SHARE, _MOST_SHARE = 64, 0.05, 0.1
 _FEW_IMAGES = 5_000
 # Grids of so many codes have attention that reaches back so far.
 _LONG_GRID, _WINDOW = 4_096, 1_024
+_MANY_CODES = 64
 _LEAST_PER_CLASS = 5
 
 
@@ -75,8 +76,8 @@ class Candidate:
     def enough_steps(self) -> tuple[int, int]:
         """Steps of the autoencoder and of each prior below which a smaller candidate is the better choice."""
         if self.wide:
-            return 3_000, 2_000
-        return (500, 300) if self.size < 64 else (1_000, 600)
+            return 3_000, 1_500
+        return (500, 250) if self.size < 64 else (1_000, 500)
 
 
 def candidates(survey: FolderSurvey) -> tuple[Candidate, ...]:
@@ -105,16 +106,23 @@ def outline(path: str, survey: FolderSurvey, machine: Machine, candidate: Candid
 
 
 def with_priors(
-    values: Mapping[str, Any], survey: FolderSurvey, candidate: Candidate, overrides: Sequence[str] = ()
+    values: Mapping[str, Any],
+    survey: FolderSurvey,
+    machine: Machine,
+    candidate: Candidate,
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The outline, with a prior for each level that it has once overrides are applied."""
     config = run_config(values, overrides, say=_silent)
-    batch, stride = values["autoencoder_training"]["batch_size"], 1
+    batch, stride = batch_size(survey, machine, candidate), 1
     priors: dict[str, Any] = {}
     for name, level in reversed(config.autoencoder.levels.items()):
         stride *= level.ratio
         codes = math.prod(math.ceil(side / stride) for side in config.data.size)
-        priors[name] = {"model": _prior(survey, candidate, codes), "training": {"batch_size": batch}}
+        # On a CPU a step is to be short, so that there are many of them.
+        halved = not machine.accelerated and codes >= _MANY_CODES and batch > machine.processes
+        training = {"batch_size": batch // 2 if halved else batch}
+        priors[name] = {"model": _prior(survey, candidate, codes), "training": training}
     return {**values, "priors": dict(reversed(priors.items()))}
 
 

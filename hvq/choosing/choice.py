@@ -11,8 +11,9 @@ from hvq.choosing.costs import Costs, Machine, Workload
 from hvq.choosing.effort import with_effort
 from hvq.choosing.reasons import Reason, reasons
 from hvq.choosing.survey import FolderSurvey
-from hvq.config import RunConfig
+from hvq.config import FolderConfig, RunConfig
 from hvq.config_loading import run_config
+from hvq.errors import ConfigurationError
 
 # Costs that are reckoned from those of another size are too high as a rule, for not all of a step grows with it.
 _LENIENCE = 0.7
@@ -37,11 +38,17 @@ class Question:
     def outline(self, candidate: Candidate) -> dict[str, Any]:
         """Values of a `RunConfig` but for how long each stage is."""
         values = outline(self.path, self.survey, self.machine, candidate)
-        return with_priors(values, self.survey, candidate, self.overrides)
+        return with_priors(values, self.survey, self.machine, candidate, self.overrides)
 
     def config(self, values: Mapping[str, Any], say: Callable[[str], None] | None = None) -> RunConfig:
         """The run of some values, with what is set by hand."""
-        return run_config(values, self.overrides, say=say or (lambda note: None))
+        config = run_config(values, self.overrides, say=say or (lambda note: None))
+        if not isinstance(config.data, FolderConfig):
+            raise ConfigurationError(
+                f"what is chosen for a folder of pictures is of data.kind=folder; received {config.data.kind}: "
+                "leave it out, or name a configuration with --config instead of --data"
+            )
+        return config
 
     def planned(self, candidate: Candidate, costs: Costs, seconds: float) -> dict[str, Any]:
         """Values of a `RunConfig` that fill the seconds."""

@@ -22,8 +22,8 @@ from hvq.errors import ConfigurationError
 from hvq.storage import RunFolder
 from hvq.training.processes import make_accelerator
 
-# Share of the time after which a part is timed once only.
-_MOST_FOR_A_STEP = 0.005
+# Share of the time in which one size of images is measured.
+_MOST_FOR_A_SIZE = 0.04
 # Beyond this multiple of the minutes a person is told before, rather than surprised.
 _TOLERANCE = 1.2
 
@@ -74,9 +74,8 @@ def choose_run(
         costs[candidate] = measure_costs(
             config,
             build_sources(config.data, config.seed).train,
-            classes=survey.classes,
             accelerator=accelerator,
-            most_seconds=_MOST_FOR_A_STEP * 60 * minutes,
+            most_seconds=_MOST_FOR_A_SIZE * 60 * minutes,
         )
     left = seconds_left()
     choice = choose(question, costs, left, say=say)

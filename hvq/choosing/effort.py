@@ -14,7 +14,7 @@ LEAST_STEPS = 20
 IMAGES_SHARE, EVALUATION_SHARE = 0.12, 0.18
 """Of all seconds: for what grows with the number of images, and for samples and measurements."""
 
-PROPORTION = (3, 2)
+PROPORTION = (2, 1)
 """Steps of the autoencoder beside those of each prior."""
 
 # Images that are kept whatever it costs to read them.
@@ -150,14 +150,14 @@ def _training(steps: int, batch_size: int) -> Values:
         "steps": steps,
         "batch_size": batch_size,
         "warmup_steps": min(100, steps // 10),
-        "log_every": max(1, min(50, steps // 20)),
+        "log_every": max(10, min(50, steps // 20)),
         "evaluate_every": every,
         "checkpoint_every": max(every, min(1_000, steps // 2)),
     }
 
 
 def _autoencoder_training(steps: int, values: Values) -> Values:
-    rate = 2e-3 if steps < 2_000 else 1e-3 if steps < 10_000 else 4e-4
+    rate = 3e-3 if steps < 1_000 else 2e-3 if steps < 3_000 else 1e-3 if steps < 10_000 else 4e-4
     return {**_training(steps, values["autoencoder_training"]["batch_size"]), "learning_rate": rate}
 
 

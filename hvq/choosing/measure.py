@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from hvq.autoencoders import Autoencoder, AutoencoderLoss, build_autoencoder, weights_channels_last
@@ -21,66 +21,69 @@ from hvq.evaluation.classification import SMALLEST_SIDE, fit_classifier
 from hvq.priors import Condition, Prior, build_prior, sample_hierarchy
 from hvq.training.optimization import Losses, Optimization
 
-_TIMED_STEPS = 3
+_ROUNDS = 4
 _PICTURES_READ = 8
 # Steps of the classifier that is timed, and its batch beside that of the evaluation.
 _CLASSIFIER_STEPS, _CLASSIFIER_BATCH, _EVALUATION_BATCH = 10, 16, 64
 _CLASSES = 4
+# Of grids of so many rows only the first ones are drawn.
+_TALL_GRID = 8
 
 
-def measure_costs(
-    config: RunConfig, source: ImageSource, *, classes: int, accelerator: Accelerator, most_seconds: float
-) -> Costs:
+Call = Callable[[], Any]
+
+
+def measure_costs(config: RunConfig, source: ImageSource, *, accelerator: Accelerator, most_seconds: float) -> Costs:
     """What the parts of a run cost; all processes measure together, and take the seconds of the first.
 
     Args:
         config: of the run; its steps are those of its models and batch sizes, and how many it has does not matter.
-        source: training images, a few of which are read.
-        classes: that priors are told.
+        source: training images, a few of which are read, and whose classes priors are told.
         accelerator: of the processes.
-        most_seconds: after so long, a part is timed once rather than a few times.
+        most_seconds: for all parts together, once each was called; one that takes longer is timed by its first call.
 
     Raises:
         ConfigurationError: where a level has no codes, or batches cannot be divided evenly.
     """
-    watch = _Watch(current_reduction(), accelerator.device, most_seconds)
-    rows = spread_rows(len(source), _PICTURES_READ)
-    reading = watch.once(lambda: source.fetch(rows)) / len(rows)
     model = weights_channels_last(build_autoencoder(config.autoencoder))
     model.require_codes("sampling")
-    autoencoder_step = watch.median(_autoencoder_step(config, model, accelerator))
-    accelerator.free_memory()
+    rows = spread_rows(len(source), _PICTURES_READ)
     images = _images(config, config.chunk_size, accelerator.device)
-    model.eval()
-    encoding = watch.second(lambda: _without_gradients(lambda: model.encode(images))) / config.chunk_size
-    restoring = watch.second(lambda: _without_gradients(lambda: model(images))) / config.chunk_size
-    priors = _priors(config, model, classes)
-    steps: dict[str, float] = {}
-    looks: dict[str, float] = {}
+    calls: dict[str, Call] = {
+        "reading": lambda: source.fetch(rows),
+        "autoencoder": _autoencoder_step(config, model, accelerator),
+        "encoding": lambda: _in_use(model, lambda: model.encode(images)),
+        "restoring": lambda: _in_use(model, lambda: model(images)),
+    }
+    priors = _priors(config, model, len(source.classes))
     for name, prior in priors.items():
-        step, look = _prior_step(config, name, prior, model, accelerator)
-        steps[name] = watch.median(step)
-        accelerator.free_memory()
-        looks[name] = watch.second(look)
+        calls[f"step {name}"], calls[f"look {name}"] = _prior_step(config, name, prior, model, accelerator)
+    calls["drawing"], share = _drawing(config, model, priors)
+    if min(config.data.size) >= SMALLEST_SIDE:
+        calls["classifier"] = _classifier(config, accelerator.device)
+    seconds = _Watch(current_reduction(), accelerator.device).medians(calls, most_seconds)
+    accelerator.free_memory()
+    restoring = seconds["restoring"] / config.chunk_size
+    classifier_batches = _CLASSIFIER_STEPS * _CLASSIFIER_BATCH / _EVALUATION_BATCH
     return Costs(
-        reading=reading,
-        autoencoder_step=autoencoder_step,
-        encoding=encoding,
+        reading=seconds["reading"] / len(rows),
+        autoencoder_step=seconds["autoencoder"],
+        encoding=seconds["encoding"] / config.chunk_size,
         restoring=restoring,
-        prior_steps=steps,
-        looks=looks,
-        drawing=_drawing(config, model, priors, watch) + restoring * config.chunk_size,
-        classifier_step=_classifier_step(config, accelerator.device, watch),
+        prior_steps={name: seconds[f"step {name}"] for name in priors},
+        looks={name: seconds[f"look {name}"] for name in priors},
+        drawing=seconds["drawing"] / share + restoring * config.chunk_size,
+        classifier_step=seconds.get("classifier", 0.0) / classifier_batches,
     )
 
 
 class _Watch:
     """Seconds of calls, those of the first process on all of them."""
 
-    def __init__(self, reduction: Reduction, device: torch.device, most_seconds: float) -> None:
-        self._reduction, self._device, self._most_seconds = reduction, device, most_seconds
+    def __init__(self, reduction: Reduction, device: torch.device) -> None:
+        self._reduction, self._device = reduction, device
 
-    def once(self, call: Callable[[], Any]) -> float:
+    def once(self, call: Call) -> float:
         """Of a single call."""
         started = time.perf_counter()
         call()
@@ -89,19 +92,25 @@ class _Watch:
         seconds = torch.tensor(time.perf_counter() - started, dtype=torch.float64, device=self._device)
         return float(self._reduction.first(seconds))
 
-    def second(self, call: Callable[[], Any]) -> float:
-        """Of a call after a first one, which compiles and allocates."""
-        self.once(call)
-        return self.once(call)
+    def medians(self, calls: Mapping[str, Call], most_seconds: float) -> dict[str, float]:
+        """Of each call, over rounds, so that what else a machine does for a moment falls on all of them alike.
 
-    def median(self, call: Callable[[], Any]) -> float:
-        """Of a few calls after a first one, which compiles and allocates; of the first, where that takes too long."""
-        first = self.once(call)
-        return first if first > self._most_seconds else statistics.median(self.once(call) for _ in range(_TIMED_STEPS))
+        The first round, in which much is compiled and allocated, counts where there is no time for another.
+        """
+        first = {name: self.once(call) for name, call in calls.items()}
+        rounds: list[dict[str, float]] = []
+        while len(rounds) < _ROUNDS and _total([*rounds, first]) < most_seconds:
+            rounds.append({name: self.once(call) for name, call in calls.items()})
+        return {name: statistics.median(one[name] for one in rounds or [first]) for name in calls}
+
+
+def _total(rounds: Sequence[Mapping[str, float]]) -> float:
+    return sum(sum(seconds.values()) for seconds in rounds)
 
 
 @torch.no_grad()
-def _without_gradients(call: Callable[[], Any]) -> Any:
+def _in_use(model: nn.Module, call: Call) -> Any:
+    model.eval()
     return call()
 
 
@@ -112,13 +121,9 @@ def _images(config: RunConfig, number: int, device: torch.device) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last).to(device)
 
 
-def _shares(batch: Tensor, micro_batches: int) -> Sequence[Tensor]:
-    return batch.chunk(micro_batches)
-
-
-def _autoencoder_step(config: RunConfig, model: Autoencoder, accelerator: Accelerator) -> Callable[[], Any]:
+def _autoencoder_step(config: RunConfig, model: Autoencoder, accelerator: Accelerator) -> Call:
     training, processes = config.autoencoder_training, current_reduction().size
-    optimization = Optimization(model.train(), training, accelerator, seed=config.seed, quantizers=model.quantizers)
+    optimization = Optimization(model, training, accelerator, seed=config.seed, quantizers=model.quantizers)
     loss = AutoencoderLoss()
     images = _images(config, max(1, training.batch_size // processes), accelerator.device)
 
@@ -127,7 +132,11 @@ def _autoencoder_step(config: RunConfig, model: Autoencoder, accelerator: Accele
         optimization.codebooks.add(result.levels)
         return loss(result, images)
 
-    return lambda: optimization.step(_shares(images, training.micro_batches), losses)
+    def step() -> Any:
+        model.train()
+        return optimization.step(images.chunk(training.micro_batches), losses)
+
+    return step
 
 
 def _priors(config: RunConfig, model: Autoencoder, classes: int) -> dict[str, Prior]:
@@ -162,10 +171,10 @@ def _codes(config: RunConfig, model: Autoencoder, rows: int, device: torch.devic
 
 def _prior_step(
     config: RunConfig, name: str, prior: Prior, model: Autoencoder, accelerator: Accelerator
-) -> tuple[Callable[[], Any], Callable[[], Any]]:
+) -> tuple[Call, Call]:
     """A step of training, and a forward of a chunk."""
     training, processes = config.prior(name).training, current_reduction().size
-    optimization = Optimization(prior.train(), training, accelerator, seed=config.seed)
+    optimization = Optimization(prior, training, accelerator, seed=config.seed)
     codes = _codes(config, model, max(1, training.batch_size // processes), accelerator.device)
     chunk = _codes(config, model, config.chunk_size, accelerator.device)
 
@@ -177,39 +186,37 @@ def _prior_step(
         logits = optimization.wrapped(part[name], condition(part)).float()
         return functional.cross_entropy(logits.flatten(0, -2), part[name].flatten()), {}
 
-    rows = _shares(torch.arange(len(codes[name]), device=accelerator.device), training.micro_batches)
-    return (
-        lambda: optimization.step(rows, losses),
-        lambda: _without_gradients(lambda: prior(chunk[name], condition(chunk))),
-    )
+    def step() -> Any:
+        prior.train()
+        rows = torch.arange(len(codes[name]), device=accelerator.device)
+        return optimization.step(rows.chunk(training.micro_batches), losses)
+
+    return step, lambda: _in_use(prior, lambda: prior(chunk[name], condition(chunk)))
 
 
-def _drawing(config: RunConfig, model: Autoencoder, priors: dict[str, Prior], watch: _Watch) -> float:
-    """Of one chunk of codes of all levels, reckoned from the first rows of their grids."""
+def _drawing(config: RunConfig, model: Autoencoder, priors: dict[str, Prior]) -> tuple[Call, float]:
+    """Drawing the first rows of all grids of one chunk, and what share of the grids they are."""
     grids = model.grids(config.data.size)
     height = grids[model.level_names[0]][0]
-    top_rows = 1 if height >= 8 else height
-    cut = {name: (max(1, top_rows * grid[0] // height), *grid[1:]) for name, grid in grids.items()}
-    for prior in priors.values():
-        prior.eval()
-    samples = range(config.chunk_size)
+    rows = 1 if height >= _TALL_GRID else height
+    cut = {name: (max(1, rows * grid[0] // height), *grid[1:]) for name, grid in grids.items()}
 
     def draw() -> Any:
-        return sample_hierarchy(priors, cut, samples=samples, chunk_size=config.chunk_size)
+        for prior in priors.values():
+            prior.eval()
+        return sample_hierarchy(priors, cut, samples=range(config.chunk_size), chunk_size=config.chunk_size)
 
-    return watch.second(draw) * height / top_rows
+    return draw, rows / height
 
 
-def _classifier_step(config: RunConfig, device: torch.device, watch: _Watch) -> float:
-    if min(config.data.size) < SMALLEST_SIDE:
-        return 0.0
+def _classifier(config: RunConfig, device: torch.device) -> Call:
+    """A short training of the evaluation's classifier."""
     shape = (_CLASSIFIER_BATCH, config.autoencoder.channels, *config.data.size)
     images = torch.randint(256, shape, dtype=torch.uint8, device=device)
-    labels = torch.arange(_CLASSIFIER_BATCH) % _CLASSES
-
-    def fit() -> Any:
-        return fit_classifier(
-            images, labels, num_classes=_CLASSES, steps=_CLASSIFIER_STEPS, batch_size=_CLASSIFIER_BATCH
-        )
-
-    return watch.once(fit) / _CLASSIFIER_STEPS * _EVALUATION_BATCH / _CLASSIFIER_BATCH
+    return lambda: fit_classifier(
+        images,
+        torch.arange(_CLASSIFIER_BATCH) % _CLASSES,
+        num_classes=_CLASSES,
+        steps=_CLASSIFIER_STEPS,
+        batch_size=_CLASSIFIER_BATCH,
+    )

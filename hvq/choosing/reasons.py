@@ -147,8 +147,8 @@ def _of_the_effort(work: Workload) -> Iterator[Reason]:
     steps = [f"{config.prior(name).training.steps:,} of the prior of {name}" for name in config.autoencoder.levels]
     yield Reason(
         ("autoencoder_training.steps", *(f"priors.{name}.training.steps" for name in config.autoencoder.levels)),
-        f"{config.autoencoder_training.steps:,} steps of the autoencoder, {', '.join(steps)}: three to "
-        "two of each prior, in the time that the rest leaves",
+        f"{config.autoencoder_training.steps:,} steps of the autoencoder, {', '.join(steps)}: two to "
+        "one of each prior, in the time that the rest leaves",
     )
     epochs = config.extraction.augmented_epochs
     if epochs > 1:
