@@ -93,7 +93,7 @@ CASES: dict[str, tuple[dict[str, Any], float, int, dict[str, Any]]] = {
     "between two sizes": ({"usual_side": 31}, 30, 24, {}),
     "a folder for each picture": ({"classes": 1_000}, 10, 48, {"labelled": False}),
     "one subfolder": ({"classes": 1}, 10, 48, {"labelled": False}),
-    "as many as a camera ever took": ({"images": 5_000_000}, 10, 48, {"labelled": False}),
+    "as many as a camera ever took": ({"images": 5_000_000}, 10, 32, {"labelled": False}),
 }
 
 
