@@ -19,8 +19,9 @@ SIZES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _LEAST_SIZES = (32, 16)
 LEAST_CODES, MOST_CODES = 32, 512
 _LATENTS_PER_CODE = 64
-# Held out by hash: so many, but no larger share than the last.
-_HELD_OUT, _LEAST_SHARE, _MOST_SHARE = 64, 0.05, 0.1
+# Held out by hash: a share between these, for some images at least, and no more than are worth a look.
+_LEAST_SHARE, _MOST_SHARE = 0.05, 0.1
+_LEAST_HELD_OUT, _MOST_HELD_OUT = 64, 1_000
 _FEW_IMAGES = 5_000
 # Grids of so many codes have attention that reaches back so far.
 _LONG_GRID, _WINDOW = 4_096, 1_024
@@ -157,12 +158,17 @@ def _data(path: str, survey: FolderSurvey, machine: Machine, candidate: Candidat
         "size": [candidate.size, candidate.size],
         "channels": survey.channels,
         "crop": "random" if crops(survey) else "center",
-        "validation_share": round(max(_LEAST_SHARE, min(_MOST_SHARE, _HELD_OUT / survey.images)), 3),
+        "validation_share": _held_out_share(survey),
         "labelled": tells_classes(survey),
         "augmentation": {"flip": flips(survey)},
         # Beside a GPU the processor is free to read pictures; where it trains, readers would only be in its way.
         "workers": max(0, min(8, machine.cores - 1)) if machine.accelerated else 0,
     }
+
+
+def _held_out_share(survey: FolderSurvey) -> float:
+    share = max(_LEAST_SHARE, min(_MOST_SHARE, _LEAST_HELD_OUT / survey.images))
+    return round(min(share, _MOST_HELD_OUT / survey.images), 6)
 
 
 def crops(survey: FolderSurvey) -> bool:

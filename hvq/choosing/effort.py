@@ -65,13 +65,22 @@ def _with_images(values: Values, seconds: float, reckon: Reckon) -> Values:
     changes = values["data"]["augmentation"]["flip"] or values["data"]["crop"] == "random"
     training = work.splits[0]
     if work.images() > allowed and training > _LEAST_LIMIT:
-        limit = max(_LEAST_LIMIT, int(training * max(0.0, allowed) / work.images()))
-        return {"data": {"limit": limit}} if limit < training else {}
+        return {"data": {"limit": _limit(values, allowed, reckon)}}
     for epochs in range(min(_MOST_EPOCHS, math.ceil(_ROWS_OF_CODES / training)) if changes else 1, 1, -1):
         chosen = {"extraction": {"augmented_epochs": epochs}}
         if reckon(_joined(values, chosen)).images() <= allowed:
             return chosen
     return {}
+
+
+def _limit(values: Values, allowed: float, reckon: Reckon) -> int:
+    """The images of each split that may be read."""
+    work, limit = reckon(values), max(reckon(values).splits)
+    # Not at once, since what the evaluation reads grows with them only up to a number.
+    while limit > _LEAST_LIMIT and work.images() > allowed:
+        limit = max(_LEAST_LIMIT, int(0.99 * limit * max(0.0, allowed) / work.images()))
+        work = reckon(_joined(values, {"data": {"limit": limit}}))
+    return limit
 
 
 def _with_measurements(values: Values, seconds: float, reckon: Reckon) -> Values:

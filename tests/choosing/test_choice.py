@@ -93,7 +93,7 @@ CASES: dict[str, tuple[dict[str, Any], float, int, dict[str, Any]]] = {
     "between two sizes": ({"usual_side": 31}, 30, 24, {}),
     "a folder for each picture": ({"classes": 1_000}, 10, 48, {"labelled": False}),
     "one subfolder": ({"classes": 1}, 10, 48, {"labelled": False}),
-    "as many as a camera ever took": ({"images": 5_000_000}, 10, 32, {"labelled": False}),
+    "as many as a camera ever took": ({"images": 5_000_000}, 10, 48, {"labelled": False}),
 }
 
 
@@ -116,7 +116,8 @@ def test_what_is_chosen(case: str) -> None:
 def test_a_run_fills_its_time_and_no_more(images: int, minutes: float, speed: float) -> None:
     choice, measured = chosen(survey(images=images), minutes, speed=speed)
     total = sum(choice.spending.values()) / (60 * minutes)
-    assert total < 1.1
+    floor = choice.config.autoencoder_training.steps == LEAST_STEPS
+    assert total < 1.1 or floor
     assert total > 0.8 or "by heart" in "\n".join(lines(choice, minutes, spent=0))
     assert len(measured) <= 5
 
@@ -167,7 +168,7 @@ def test_classes_that_are_too_many_to_be_drawn_are_left_out() -> None:
     assert isinstance(without.config.data, FolderConfig)
     assert not without.config.data.labelled
     assert any("to draw samples of all 20,011 subfolders" in reason.text for reason in without.reasons)
-    with_all = chosen(folder, 10_000)[0].config.data
+    with_all = chosen(folder, 10_000, speed=50)[0].config.data
     assert isinstance(with_all, FolderConfig)
     assert with_all.labelled
 
