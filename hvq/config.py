@@ -77,6 +77,10 @@ class FolderConfig(BaseDataConfig):
     validation_share: ShareBelowOne = Field(
         0.05, description="share held out, by hash of the relative path, where there is no folder `validation`"
     )
+    labelled: bool = Field(True, description="whether subfolders are classes; false for images without labels")
+    limit: PositiveInt | None = Field(
+        None, description="images used of each split at most, spread over all of it; null for all of them"
+    )
 
 
 class ArrayConfig(BaseDataConfig):

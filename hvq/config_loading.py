@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin
@@ -348,10 +349,17 @@ def load_run_config(
 did you mean autoencoder.levels.top.ratio?
     autoencoder.levels.top.ratio is missing; set it to integer > 0 (size of ...)
     """
-    values = {} if path is None else _read_mapping(path)
-    notes = _merge(values, overrides)
+    return run_config({} if path is None else _read_mapping(path), overrides, say=say)
+
+
+def run_config(
+    values: Mapping[str, Any], overrides: Sequence[str] = (), *, say: Callable[[str], None] = print
+) -> RunConfig:
+    """`load_run_config`, of plain values in place of a file; they are left as they are."""
+    merged = deepcopy(dict(values))
+    notes = _merge(merged, overrides)
     try:
-        config = validated(RunConfig, values)
+        config = validated(RunConfig, merged)
     except ConfigurationError as error:
         raise ConfigurationError("\n".join([str(error), *notes])) from None
     for note in notes:

@@ -140,7 +140,15 @@ def read_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
     Raises:
         ConfigurationError: where the arguments or the configuration are wrong.
     """
-    options = parser.parse_intermixed_args(arguments)
+    return loaded(parser.parse_intermixed_args(arguments))
+
+
+def loaded(options: argparse.Namespace) -> Command:
+    """The command of arguments that are parsed already.
+
+    Raises:
+        ConfigurationError: where the configuration that they name is wrong.
+    """
     config = load_run_config(_config_file(options.config, options.run_dir), options.overrides, say=say)
     return Command(config=config, run_dir=options.run_dir, options=options)
 

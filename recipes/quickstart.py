@@ -1,14 +1,20 @@
 """From pixels to new pixels: all stages in one go, on scanned digits or on whatever the configuration says.
 
 Trains the autoencoder, extracts codes, trains a prior for each level, samples, measures, and writes a report.
+
+With --data DIR it chooses everything by itself, for any folder of pictures: it looks at some of them, times a few steps
+on this machine, takes sizes, models and steps that fit into --minutes, and says what it chose and why.
 """
 
+import argparse
 import time
 from pathlib import Path
 
-from command_line import read_command, recipe_parser, run, say
+from command_line import Command, loaded, recipe_parser, run, say
 
+from hvq.choosing import choose_run
 from hvq.distributed import current_reduction
+from hvq.errors import ConfigurationError
 from hvq.evaluation.evaluate import evaluate
 from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.evaluation.number_table import number_table
@@ -22,15 +28,50 @@ from hvq.training.trackers import show_file
 
 RUN_DIR = Path("runs/quickstart")
 CONFIG = Path(__file__).parent / "configs" / "digits.yaml"
+MINUTES = 10.0
+
+
+def read_options() -> argparse.Namespace:
+    """The command line."""
+    parser = recipe_parser(__doc__, run_dir=RUN_DIR, config=CONFIG)
+    parser.add_argument("--resume", action="store_true", help="go on where an earlier call was stopped")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="any folder of pictures, for which all is chosen")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help=f"with --data, for all of the run (default: {MINUTES:g})"
+    )
+    options = parser.parse_intermixed_args()
+    if options.data is None and options.minutes is not None:
+        raise ConfigurationError(
+            "--minutes goes with --data DIR; without, the configuration says how many steps there are"
+        )
+    if options.data is not None and options.config != CONFIG:
+        raise ConfigurationError(
+            f"--data chooses the configuration, and --config names one, {options.config}; leave one of them out: with "
+            "--config, data.path=DIR sets the folder"
+        )
+    return options
+
+
+def command_of(options: argparse.Namespace, started: float) -> Command:
+    """The run that is asked for: as configured, or chosen, or as it was chosen before where it is resumed."""
+    folder = RunFolder(options.run_dir)
+    if options.data is None:
+        return loaded(options)
+    if options.resume and folder.config_file.exists():
+        say(f"going on with what was chosen before, {folder.config_file}")
+        options.config = folder.config_file
+        return loaded(options)
+    minutes = MINUTES if options.minutes is None else options.minutes
+    config = choose_run(options.data, folder, minutes=minutes, overrides=options.overrides, started=started, say=say)
+    return Command(config=config, run_dir=options.run_dir, options=options)
 
 
 def main() -> None:
     """Read the command line, and run every stage."""
     started = time.perf_counter()
-    parser = recipe_parser(__doc__, run_dir=RUN_DIR, config=CONFIG)
-    parser.add_argument("--resume", action="store_true", help="go on where an earlier call was stopped")
-    command = read_command(parser)
-    resume = command.options.resume
+    options = read_options()
+    command = command_of(options, started)
+    resume = options.resume
     config, folder = command.config, RunFolder(command.run_dir)
     accelerator = make_accelerator(config, folder)
     is_main = accelerator.is_main_process

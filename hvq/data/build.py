@@ -76,6 +76,8 @@ def build_sources(config: DataConfig, seed: int = 0) -> Sources:
                 channels=channels,
                 crop=config.crop,
                 validation_share=config.validation_share,
+                labelled=config.labelled,
+                limit=config.limit,
                 augmentation=augmentation,
                 seed=seed,
             )

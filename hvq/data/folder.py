@@ -17,6 +17,7 @@ from hvq.data.listing import Listing, classes_of, list_images, stamp_of, top_of
 from hvq.data.pictures import SUFFIXES, open_regular
 from hvq.data.sources import Sources
 from hvq.data.splits import common_classes, held_out_by_hash
+from hvq.data.subset import spread_rows
 from hvq.errors import DataError
 
 VALIDATION_FOLDERS = ("validation", "val")
@@ -81,6 +82,8 @@ def folder_sources(
     channels: int = 3,
     crop: Crop = "center",
     validation_share: float = 0.05,
+    labelled: bool = True,
+    limit: int | None = None,
     augmentation: Augmentation | None = None,
     seed: int = 0,
 ) -> Sources:
@@ -96,6 +99,8 @@ def folder_sources(
         channels: 1 for grey, 3 for RGB; images are converted.
         crop: which part is kept of an image of another shape.
         validation_share: share of files held out by hash, from 0 to below 1.
+        labelled: whether subfolders are classes.
+        limit: images of each split at most, spread over all of it; all of them by default.
         augmentation: random changes to training images; none by default.
         seed: of crops and augmentation; the choice of held-out files does not depend on it.
 
@@ -109,7 +114,8 @@ def folder_sources(
     if not root.is_dir():
         raise DataError(f"data.path must be a folder of images; there is no folder {root}")
     train, validation = _splits(list_images(root), validation_share)
-    classes = _common_classes(train, validation)
+    classes = _common_classes(train, validation) if labelled else ()
+    train, validation = _limited(train, limit), _limited(validation, limit)
 
     def source(listing: Listing, part: Crop, changes: Augmentation | None) -> FolderImages:
         return FolderImages(
@@ -139,6 +145,14 @@ def _splits(listing: Listing, validation_share: float) -> tuple[Listing, Listing
     _refuse_empty(train)
     _refuse_empty(validation)
     return train, validation
+
+
+def _limited(listing: Listing, limit: int | None) -> Listing:
+    if limit is None or len(listing.readable) <= limit:
+        return listing
+    mask = np.zeros(len(listing.readable), bool)
+    mask[spread_rows(len(mask), limit)] = True
+    return listing.chosen(mask)
 
 
 def _refuse_empty(listing: Listing) -> None:

@@ -54,6 +54,24 @@ def test_an_image_beside_the_subfolders_means_no_classes(classed: Path) -> None:
     assert source.label(0) == -1
 
 
+def test_subfolders_are_classes_only_where_that_is_wanted(classed: Path) -> None:
+    source = folder_sources(classed, labelled=False).train
+    assert source.classes == ()
+    assert source.label(0) == -1
+    assert names(source) == names(folder_sources(classed).train)
+
+
+def test_a_limit_keeps_some_images_of_each_split_from_all_over_the_folder(classed: Path) -> None:
+    everything = folder_sources(classed, validation_share=0.3)
+    limited = folder_sources(classed, validation_share=0.3, limit=7)
+    for all_images, some in ((everything.train, limited.train), (everything.validation, limited.validation)):
+        assert len(some) == 7
+        assert set(names(some)) < set(names(all_images))
+        assert some.classes == ("cat", "dog")
+        assert {some.label(i) for i in range(7)} == {0, 1}
+    assert len(folder_sources(classed, limit=1_009).train) == len(folder_sources(classed).train)
+
+
 def test_held_out_files_do_not_depend_on_other_files(classed: Path) -> None:
     before = set(names(folder_sources(classed, validation_share=0.3).validation))
     assert 0.1 * 46 < len(before) < 0.5 * 46
