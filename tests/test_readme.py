@@ -8,7 +8,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from string import Template
 
 import pytest
 
@@ -16,6 +18,7 @@ from hvq.files import write_file
 from tests.runs import run_recipe
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "recipes" / "accelerate" / "README.md"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FEWER_STEPS = [
     "data.workers=0",
@@ -94,6 +97,37 @@ def test_the_commands_that_sample_work(quickstart: tuple[Path, str], monkeypatch
         outcome = run_recipe("sample", "--run-dir", run, *shlex.split(words))
         assert (outcome.code, outcome.err) == (0, ""), words
     assert (run / "samples" / "samples.safetensors").read_bytes() == left
+
+
+def _shell_lines() -> list[str]:
+    """Commands of all pages that call a recipe, without comments, each on one line, its variables filled in."""
+    lines = []
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            variables = dict(re.findall(r"^(\w+)=\"(.*?)\"$", block, flags=re.MULTILINE))
+            for line in block.replace("\\\n", " ").splitlines():
+                command = Template(line).safe_substitute(variables)
+                if re.search(r"recipes/(?!examples/)\w+\.py", command):
+                    lines.append(command)
+    return lines
+
+
+@lru_cache
+def _help_of(script: str) -> str:
+    command = [sys.executable, str(ROOT / script), "--help"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.parametrize("line", _shell_lines())
+def test_shell_lines_take_what_help_says(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    script = next(word for word in words if word.startswith("recipes/"))
+    words, text = words[words.index(script) + 1 :], _help_of(script)
+    assert {word for word in words if word.startswith("--") and f"{word} " not in text.replace("\n", " ")} == set()
+    named = re.compile(r"(autoencoder\.levels|priors|autoencoder_training\.reconstruction)\.\w+")
+    fields = [named.sub(r"\1.NAME", word.split("=")[0]) for word in words if re.match(r"[a-z_.]+=", word)]
+    known = re.sub(r"(autoencoder\.levels|priors|autoencoder_training\.reconstruction)\.<?\w+>?", r"\1.NAME", text)
+    assert [field for field in fields if f"{field}=" not in known] == []
 
 
 def test_every_recipe_and_preset_that_the_readme_names_is_there() -> None:
