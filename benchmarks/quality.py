@@ -6,15 +6,17 @@ Sides, all of 1.39 M parameters and codebook entries, two levels of 512 codes ea
 
 * `hvq`: preset `cifar10-vqvae2`, which is the project's defaults but for steps and learning rate;
 * `vqp`: the same autoencoder and the same training with vector-quantize-pytorch's `VectorQuantize` in place of the
-  quantizers, at its defaults; `vqp, best`: with decay 0.99, a codebook that begins as k-means, and dead codes replaced;
+  quantizers, at its defaults; `vqp, best`: with decay 0.99, a codebook that begins as k-means, and dead codes replaced.
+  Its latents are quantized from the first step on, since its codebooks are set by the first batch that they see;
 * `rosinality`: model and training step of rosinality/vq-vae-2-pytorch as they are (`--peer`, a checkout of it).
 
 Data: CIFAR-10 at 32x32, batch 128, 80 codes an image; BSDS500 at 128x128, batch 16, 1,280 codes an image.
 Each side trains at three learning rates with the first seed; the one of least final error is then taken for the other
-seeds. Errors are mean squared errors on [0, 1] over the whole held-out split, in float32; `usage` is the share of the
-codes of both levels that occur in it; `seconds` are those of the steps alone, with what a side does before the first,
-as the processor counts them for this process alone, on one thread unless `--threads` says otherwise.
-Of all sides the process keeps freed memory, as the project's training has it.
+seeds. Errors are mean squared errors on [0, 1] over the whole held-out split, in float32; while latents pass unquantized,
+as in the first fifth of the project's training, none is taken. `usage` is the share of the codes of both levels that
+occur; `seconds` are those of the steps alone, with what a side does before the first, as the processor counts them for
+this process alone, on one thread unless `--threads` says otherwise. Of all sides the process keeps freed memory, as the
+project's training has it.
 
 Cells (data, side, learning rate, seed) are saved one by one, and a call with the same file goes on where the last one
 stopped.
@@ -116,7 +118,7 @@ def batches(config: RunConfig, sources: Sources) -> Iterator[Batch]:
 
 
 def train(cell: Cell, config: RunConfig, sources: Sources, peer: Path | None, held_out: int | None) -> list[Row]:
-    """Train one side, and look at held-out images ten times."""
+    """Train one side, and look at held-out images ten times, but not before there are codes."""
     rows: list[Row] = []
     contender = make_contender(cell.implementation, config, peer)
     seconds = -time.process_time()
@@ -126,7 +128,8 @@ def train(cell: Cell, config: RunConfig, sources: Sources, peer: Path | None, he
         seconds -= time.process_time()
         contender.step(batch)
         seconds += time.process_time()
-        if step % max(1, cell.steps // LINES) == 0 or step == cell.steps:
+        due = step % max(1, cell.steps // LINES) == 0 or step == cell.steps
+        if due and not any(getattr(module, "continuous", False) for module in contender.model.modules()):
             error, usage = measure(contender, sources, held_out)
             point = {"step": step, "seconds": round(seconds, 2), "mse": error, "usage": usage}
             rows.append(
