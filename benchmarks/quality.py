@@ -14,9 +14,9 @@ Data: CIFAR-10 at 32x32, batch 128, 80 codes an image; BSDS500 at 128x128, batch
 Each side trains at three learning rates with the first seed; the one of least final error is then taken for the other
 seeds. Errors are mean squared errors on [0, 1] over the whole held-out split, in float32; while latents pass
 unquantized, as in the first fifth of the project's training, none is taken. `usage` is the share of the codes of both
-levels that occur; `seconds` are those of the steps alone, with what a side does before the first, as the processor counts them for this
-process alone, on one thread unless `--threads` says otherwise. Of all sides the process keeps freed memory, as the
-project's training has it.
+levels that occur; `seconds` are those of the steps alone, with what a side does before the first, as the processor
+counts them for this process alone, on one thread unless `--threads` says otherwise. Of all sides the process keeps
+freed memory, as the project's training has it.
 
 Cells (data, side, learning rate, seed) are saved one by one, and a call with the same file goes on where the last one
 stopped.
