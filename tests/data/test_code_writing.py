@@ -191,8 +191,9 @@ def _peaks(folder: str, numbers: tuple[int, ...]) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads how much memory the process has")
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     """Ten times as many images, whose codes take 40 MB more; in a process that no other test has left anything in."""
-    _, few, many = run_in_processes(_peaks, 1, str(tmp_path), (17, 17, 170))[0]
-    assert many - few < 10e6
+    peaks = run_in_processes(_peaks, 1, str(tmp_path), (17, *(17, 170) * 3))[0][1:]
+    # A busy system takes pages away and gives them back, which is no growth: that would be there every time.
+    assert min(many - few for few, many in zip(peaks[::2], peaks[1::2], strict=True)) < 10e6
 
 
 def test_what_cannot_be_written_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
