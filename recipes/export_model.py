@@ -22,7 +22,8 @@ def main() -> None:
     parser.add_argument(
         "--dynamic-size",
         action="store_true",
-        help="for images of any size in multiples of the coarsest stride; of the run's own size by default",
+        help="for images whose sides are any multiples of the coarsest stride, from two on; of the run's own size by "
+        "default",
     )
     command = read_command(parser)
     options = command.options

@@ -22,7 +22,7 @@ class Port(FrozenModel):
     """An input or output."""
 
     dtype: Literal["float32", "int64"]
-    shape: tuple[Axis, ...] = Field(description="lengths of axes; `batch`, `height` and `width` are the caller's")
+    shape: tuple[Axis, ...] = Field(description="`batch` is 1 or more, `height` and `width` are 2 or more")
     range: tuple[float, float] | tuple[int, int] = Field(description="least and greatest value")
 
 
@@ -60,7 +60,7 @@ class ExportDescription(FrozenModel):
     format: Format
     image_size: tuple[PositiveInt, ...] = Field(description="H and W that it was exported at")
     channels: PositiveInt = Field(description="C of the images")
-    dynamic_size: bool = Field(description="whether images may have any size in multiples of the coarsest stride")
+    dynamic_size: bool = Field(description="whether sides may be any multiples of the coarsest stride, from two on")
     levels: dict[str, ExportedLevel] = Field(description="coarse to fine")
     encoder: ExportedModel
     decoder: ExportedModel

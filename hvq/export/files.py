@@ -45,8 +45,8 @@ def export_autoencoder(
         image_size: (H, W) of the images.
         channels: C.
         format: "onnx", or "torch_export" for what `torch.export.load` reads.
-        dynamic_size: images of any size in multiples of the coarsest stride, rather than of `image_size` alone, which
-            may be any (they are padded and cropped within).
+        dynamic_size: images whose sides are any multiples of the coarsest stride, from two on, rather than of
+            `image_size` alone, which may be any (they are padded and cropped within).
 
     Raises:
         ConfigurationError: where a level has no codes, a format is unknown, a package is missing, the folder holds

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from hvq.errors import ConfigurationError
 from hvq.export.description import Axis, Port
@@ -22,7 +23,7 @@ def export_program(model: nn.Module, ports: Mapping[str, Port], what: str, *, jo
 
     Args:
         model: called with its inputs in order, or with one mapping of them by name.
-        ports: what they are; axes that are named may have any length from 1 up.
+        ports: what they are; axes that are named may have other lengths than they have here.
         what: the module, for the error.
         joined: whether it is one mapping.
 
@@ -38,7 +39,7 @@ def export_program(model: nn.Module, ports: Mapping[str, Port], what: str, *, jo
     try:
         with torch.no_grad():
             return torch.export.export(model, arguments(examples(ports)), dynamic_shapes=arguments(shapes))
-    except UserError as error:
+    except (UserError, GuardOnDataDependentSymNode) as error:
         reason = str(error).splitlines()[0]
         raise ConfigurationError(
             f"the {what} cannot be exported, for what it does hangs on the batch or the numbers in it: {reason}; let "

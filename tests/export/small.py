@@ -31,6 +31,25 @@ def one_level(quantizer: Quantizer) -> Autoencoder:
     return Autoencoder(levels=[level], decoder=decoder).eval()
 
 
+def stack_of(quantizers: Mapping[str, Quantizer]) -> Autoencoder:
+    """A level for each quantizer, all on one grid and of the same D, of few operations; images as above."""
+    names, dimension = list(quantizers), next(iter(quantizers.values())).code_dimension
+    levels = [
+        Level(
+            name=name,
+            ratio=2 if name == names[-1] else 1,
+            encoder=nn.Conv2d(CHANNELS, dimension, 2, stride=2)
+            if name == names[-1]
+            else nn.Conv2d(dimension, dimension, 1),
+            projection=nn.Conv2d(dimension * (1 if name == names[0] else 2), dimension, 1),
+            quantizer=quantizer,
+            merge=None if name == names[-1] else nn.Conv2d(dimension * (1 if name == names[0] else 2), dimension, 1),
+        )
+        for name, quantizer in quantizers.items()
+    ]
+    return Autoencoder(levels=levels, decoder=nn.ConvTranspose2d(2 * dimension, CHANNELS, 2, stride=2)).eval()
+
+
 def two_levels(**fields: str) -> Autoencoder:
     """Of 2 and 4 pixels per code, with grids, widths and codebooks that differ."""
     return small_model((2, 2), **fields).eval()
