@@ -73,7 +73,7 @@ def test_a_size_that_is_padded_within_and_any_batch(format: Format, tmp_path: Pa
     ("format", "sees"), [pytest.param("onnx", "vectors", marks=in_onnx), ("torch_export", "context")]
 )
 def test_any_size_in_multiples_of_the_coarsest_stride(format: Format, sees: str, tmp_path: Path) -> None:
-    model = small_model((2, 1, 3), sees=sees).eval()
+    model = small_model((2, 3), sees=sees).eval()
     description = export_autoencoder(
         model, tmp_path, image_size=(20, 14), channels=CHANNELS, format=format, dynamic_size=True
     )
@@ -172,8 +172,8 @@ def run(tmp_path: Path) -> RunFolder:
     """The folder of a run that has come as far as an autoencoder."""
     made = RunFolder(tmp_path / "run")
     made.save_config(tiny_config(tmp_path / "images"))
-    description = AutoencoderDescription(autoencoder=small_config((2, 2)), image_size=SIZE)
-    save_autoencoder(made.autoencoder, small_model((2, 2)), description)
+    description = AutoencoderDescription(autoencoder=small_config((2,)), image_size=SIZE)
+    save_autoencoder(made.autoencoder, small_model((2,)), description)
     return made
 
 
@@ -182,7 +182,7 @@ def test_the_recipe_writes_onnx_unless_told_otherwise(run: RunFolder, tmp_path: 
     outcome = run_recipe("export_model", "--run-dir", run.path, "--to", tmp_path / "exported")
     assert (outcome.code, outcome.err) == (0, "")
     assert f"encoder.onnx, decoder.onnx and export.json are in {tmp_path / 'exported'}" in outcome.out
-    assert "180 of 180 codes are the same, and images within" in outcome.out
+    assert "126 of 126 codes are the same, and images within" in outcome.out
     assert json.loads((tmp_path / "exported" / "export.json").read_text())["dynamic_size"] is False
 
 
