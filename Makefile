@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-ROOMS := quantizers autoencoders priors data training storage evaluation
+ROOMS := quantizers autoencoders priors data training storage evaluation export
 
 .PHONY: help quickstart test lint docs format clean
 

@@ -1,12 +1,14 @@
-"""TF32: products of float32 numbers rounded to 10 bits, which tensor cores of GPUs compute several times as fast."""
+"""Where precision is kept: TF32, products of numbers rounded to 10 bits, and autocast, allowed or not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+
+from hvq.tracing import is_exporting
 
 
 @contextmanager
@@ -25,3 +27,8 @@ def tf32(allowed: bool) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.allow_tf32 = value
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Autocast is off inside; what is exported has no word for it, and nobody exports under autocast."""
+    return nullcontext() if is_exporting() else torch.autocast(device_type, enabled=False)

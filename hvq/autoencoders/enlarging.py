@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
+from hvq.tracing import is_exporting
+
 # Of a vector of float32: the lanes that output channels do not fill are computed all the same.
 _LANES = 16
 
@@ -30,7 +32,8 @@ class EnlargingConvolution(nn.ConvTranspose2d):
 
     def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
         """`[B, I, h, w]` to `[B, O, f h, f w]`."""
-        if features.device.type != "cpu":
+        # To other runtimes it is the one operation that it is.
+        if features.device.type != "cpu" or is_exporting():
             return super().forward(features, output_size)
         assert self.bias is not None
         features, weight, bias = map(_as_autocast, (features, self.weight, self.bias))

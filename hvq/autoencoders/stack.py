@@ -414,7 +414,7 @@ rebuilt = model.decode(codes)
 
     def _padded_size(self, size: Sequence[int]) -> tuple[int, ...]:
         stride = max(self.strides.values())
-        if min(size) < stride:
+        if any(n < stride for n in size):
             raise DataError(
                 f"images of {'x'.join(map(str, size))} are smaller than the coarsest stride {stride}; "
                 f"the smallest size is {'x'.join([str(stride)] * len(size))}"
@@ -439,8 +439,8 @@ rebuilt = model.decode(codes)
         return tuple(codes.shape[1 : codes.dim() - len(self.quantizers[name].code_shape)])
 
     def _check_grids(self, codes: Mapping[str, Tensor], size: Sequence[int] | None) -> None:
-        batch = {name: len(code) for name, code in codes.items()}
-        if len(set(batch.values())) > 1:
+        batch = {name: code.shape[0] for name, code in codes.items()}
+        if any(number != batch[self.level_names[0]] for number in batch.values()):
             raise DataError(f"codes must be of the same images at every level; received {batch}")
         grids = {name: self._grid_of(name, code) for name, code in codes.items()}
         coarsest = self.level_names[0]

@@ -50,10 +50,16 @@ class Turning:
     sines: Tensor
     epsilon: float = 1e-6
 
-    def turned(self, heads: Tensor, scale: Tensor, position: int | slice = slice(None)) -> Tensor:
+    def angles(self, position: int | None = None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all positions, or `[d / 2]` of one."""
+        if position is None:
+            return self.cosines, self.sines
+        return self.cosines.select(0, position), self.sines.select(0, position)
+
+    def turned(self, heads: Tensor, scale: Tensor, position: int | None = None) -> Tensor:
         """`[B, A, T, d]`, or `[B, A, d]` of one position."""
         heads = normalized(heads, scale, self.epsilon)
-        cosine, sine = self.cosines[position], self.sines[position]
+        cosine, sine = self.angles(position)
         first, second = heads.chunk(2, dim=-1)
         return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
 
@@ -97,14 +103,15 @@ def attend_step(
             seen=seen,
             scales=None if turning is None else (turning.query_scale, turning.key_scale),
             epsilon=0.0 if turning is None else turning.epsilon,
-            turns=None if turning is None else (turning.cosines[position], turning.sines[position]),
+            turns=None if turning is None else turning.angles(position),
         )
     width = cache.values.shape[3]
     query, key = query.unflatten(1, (-1, width)), key.unflatten(1, (-1, width))
     if turning is not None:
         query = turning.turned(query, turning.query_scale, position)
         key = turning.turned(key, turning.key_scale, position)
-    cache.keys[:, :, slot], cache.values[:, :, slot] = key, value.unflatten(1, (-1, width))
+    cache.keys.select(2, slot).copy_(key)
+    cache.values.select(2, slot).copy_(value.unflatten(1, (-1, width)))
     if seen == 0:
         return torch.zeros_like(query).flatten(1)
     group = heads // cache.values.shape[1]

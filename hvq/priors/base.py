@@ -279,11 +279,12 @@ drawn = sample_level(prior, Condition(codes=codes), about.grid, level=about.leve
         """
         if cache.position >= cache.length:
             raise ValueError(f"the cache was made for {cache.length} codes, all of which are drawn; make a new one")
-        if (previous is None) != (cache.position == 0):
+        if (cache.position > 0) if previous is None else (cache.position == 0):
             raise ValueError("previous must be None at the first code, and the one before later on")
         codes = cache.codes if previous is None else (*cache.codes, previous)
         features = cache.features
-        position, within = divmod(cache.position, self.codes_per_position)
+        # Not divmod, of which compilers know nothing where a number is to stand for any.
+        position, within = cache.position // self.codes_per_position, cache.position % self.codes_per_position
         with self._without_autocast():
             if within == 0:
                 before = torch.stack(codes, dim=1) if codes else None

@@ -89,7 +89,7 @@ class _GatedLayer(nn.Module):
         assert state.added is not None
         window = state.horizontal_window
         window.write(horizontal, column)
-        out = state.horizontal.of_position(window, column, self.horizontal.taps, state.added[:, column])
+        out = state.horizontal.of_position(window, column, self.horizontal.taps, state.added.select(1, column))
         return state.output(gated(out, dim=-1), add=horizontal)
 
 
@@ -177,7 +177,7 @@ class PixelCNNPrior(RasterPrior):
         place, layers = {"rows": (row, row + 1), "columns": (0, state.width)}, state.layers
         vertical = self.vertical(state.codes, **place, table=layers.vertical_table)[:, 0]
         for layer, of_layer in zip(self.layers, layers.layers, strict=True):
-            vertical = layer.start_row(vertical, state.context[:, row], of_layer)  # type: ignore[operator]
+            vertical = layer.start_row(vertical, state.context.select(1, row), of_layer)  # type: ignore[operator]
 
     def step_position(self, state: RasterState, row: int, column: int) -> Tensor:
         """The horizontal stack of one position."""

@@ -306,7 +306,7 @@ class PixelSNAILPrior(RasterPrior):
     def start_row(self, state: RasterState, row: int) -> None:
         """What the rows above say to each convolution."""
         for block, of_block in zip(self.blocks, state.layers.blocks, strict=True):
-            block.start_row(of_block, state.context[:, row])  # type: ignore[operator]
+            block.start_row(of_block, state.context.select(1, row))  # type: ignore[operator]
 
     def step_position(self, state: RasterState, row: int, column: int) -> Tensor:
         """The network for one position."""
@@ -314,7 +314,7 @@ class PixelSNAILPrior(RasterPrior):
         features = self.inputs(state.codes, **place, table=layers.table)[:, 0, 0]
         if column == 0 and row > 0:
             features = features + self.line_start(self.taps.read(state.codes, row - 1, state.width - 1))
-        coordinates, position = layers.coordinates[:, :, row, column], row * state.width + column
+        coordinates, position = layers.coordinates.select(2, row).select(2, column), row * state.width + column
         for block, of_block in zip(self.blocks, layers.blocks, strict=True):
             features = block.step(features, coordinates, column, position, of_block)  # type: ignore[operator]
         for residual, of_residual in zip(self.outputs, layers.outputs, strict=True):

@@ -94,8 +94,8 @@ class RasterPrior(Prior):
     def step_features(self, previous: Tensor | None, state: RasterState, position: int) -> Tensor:
         """Features `[B, E]` of one position, given int64 `[B, G]` of the one before."""
         if previous is not None:
-            self.taps.write(state.codes, previous, *divmod(position - 1, state.width))
-        row, column = divmod(position, state.width)
+            self.taps.write(state.codes, previous, (position - 1) // state.width, (position - 1) % state.width)
+        row, column = position // state.width, position % state.width
         if column == 0:
             self.start_row(state, row)
         return self.step_position(state, row, column)

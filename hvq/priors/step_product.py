@@ -71,13 +71,17 @@ class RowWindow:
         """Begin the next row, in the place of the oldest."""
         self.current = (self.current + 1) % self.values.shape[1]
 
+    def row(self) -> Tensor:
+        """The row in progress, `[B, margin + w + margin, C]`."""
+        return self.values.select(1, self.current)
+
     def write(self, features: Tensor, column: int) -> None:
         """Features `[B, C]` of one position of the row in progress."""
-        self.values[:, self.current, self.margin + column] = features
+        self.row().select(1, self.margin + column).copy_(features)
 
     def write_row(self, features: Tensor) -> None:
         """Features `[B, w, C]` of the whole row in progress."""
-        self.values[:, self.current, self.margin : self.margin + features.shape[1]] = features
+        self.row()[:, self.margin : self.margin + features.shape[1]] = features
 
 
 class StepProduct:
@@ -174,7 +178,7 @@ class StepProduct:
         batch, slots, padded, channels = values.shape
         first = column + window.margin - taps + 1
         if self._library is None:
-            return self._finish(values[:, window.current, first : first + taps].flatten(1), None, add)
+            return self._finish(window.row()[:, first : first + taps].flatten(1), None, add)
         offset = (window.current * padded + first) * channels
         place = (offset, 1, slots * padded * channels, 0, 1, 1, 0, 0, taps * channels)
         return step_kernels.product(

@@ -86,11 +86,12 @@ class CodeTaps(nn.Module):
 
     def write(self, padded: Tensor, codes: Tensor, row: int, column: int) -> None:
         """Put the codes `[B, G]` of one position into padded ones."""
-        padded[:, self._above + row, self._beside + column] = codes
+        self.read(padded, row, column).copy_(codes)
 
     def read(self, padded: Tensor, row: int, column: int) -> Tensor:
         """The codes `[B, G]` of one position of padded ones."""
-        return padded[:, self._above + row, self._beside + column]
+        # By `select`, as everywhere in steps: a compiler takes a number in brackets for a constant.
+        return padded.select(1, self._above + row).select(1, self._beside + column)
 
     def forward(self, padded: Tensor, *, rows: Offset, columns: Offset, table: Tensor | None = None) -> Tensor:
         """Features `[B, rows, columns, E]` of a part of the grid.

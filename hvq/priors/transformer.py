@@ -217,7 +217,7 @@ class TransformerPrior(Prior):
 
     def step_features(self, previous: Tensor | None, state: TransformerState, position: int) -> Tensor:
         """Features `[B, E]` of one position, given int64 `[B, G]` of the one before."""
-        token = (self.start if previous is None else self.embedding(previous)) + state.inputs[:, position]
+        token = (self.start if previous is None else self.embedding(previous)) + state.inputs.select(1, position)
         for block, of_block in zip(self.blocks, state.blocks, strict=True):
             token = block.step(token, position, of_block)  # type: ignore[operator]
         return normalized(token, self.norm_scale)

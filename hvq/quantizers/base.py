@@ -18,6 +18,7 @@ from torch.export import register_dataclass
 from hvq.distributed import Reduction
 from hvq.errors import ConfigurationError, DataError
 from hvq.histograms import count_codes
+from hvq.precision import without_autocast
 from hvq.pretrained import KeepsArguments, PretrainedModule
 from hvq.quantizers.codebook import Codebook, CodebookStatistics
 from hvq.quantizers.description import QuantizerDescription
@@ -245,7 +246,7 @@ vectors = quantizer.decode(codes)
         Raises:
             DataError: where the latents have another dimension than D.
         """
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents.device.type):
             weights = None if mask is None else mask.expand(latents.shape[0], *latents.shape[2:]).reshape(-1)
             flat = self._flatten(latents)
             result = self._unquantized(flat) if self.continuous else self.quantize(flat, weights)
@@ -261,7 +262,7 @@ vectors = quantizer.decode(codes)
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:
         """Codes int64 `[B, *grid]` (`[B, *grid, G]` where G > 1) of latents `[B, D, *grid]`."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents.device.type):
             return self._on_grid(self.assign(self._flatten(latents)), latents)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -273,7 +274,7 @@ vectors = quantizer.decode(codes)
         self._check_codes(codes)
         grid = codes.shape[: codes.dim() - len(self.code_shape)]
         codes = codes.long() if self.discrete else codes
-        with torch.autocast(codes.device.type, enabled=False):
+        with without_autocast(codes.device.type):
             vectors = self.lookup(codes.reshape(-1, *self.code_shape))
         return torch.movedim(vectors.view(*grid, self.code_dimension), -1, 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from hvq.errors import ConfigurationError
 from hvq.quantizers.base import FlatResult, Quantizer
 from hvq.quantizers.losses import masked_mean
+from hvq.tracing import is_exporting
 
 # Probabilities held at a time; N x K of them is what the method asks for, but not all at once.
 _CHUNK_ELEMENTS = 1 << 22
@@ -74,20 +76,18 @@ class GumbelQuantizer(Quantizer):
 
     def quantize(self, latents: Tensor, weights: Tensor | None) -> FlatResult:
         """Quantize latents `[N, D]`; those whose `weights` are False count in no loss."""
-        rows = max(1, _CHUNK_ELEMENTS // self.codebook_size)
         chunk = self._draw if self.training else self._decide
         # What a chunk needs for its gradient, its noise among it, is made again in the backward pass.
         parts = [
             checkpoint(chunk, part, use_reentrant=False) if torch.is_grad_enabled() else chunk(part)
-            for part in latents.split(rows)
+            for part in self._parts(latents)
         ]
         vectors, codes, divergences = (torch.cat(column) for column in zip(*parts, strict=True))
         return FlatResult(vectors=vectors, codes=codes, losses={"kl": masked_mean(divergences, weights)})
 
     def assign(self, latents: Tensor) -> Tensor:
         """The most probable codes `[N]` of latents `[N, D]`; ties go to the lowest."""
-        rows = max(1, _CHUNK_ELEMENTS // self.codebook_size)
-        return torch.cat([self.logits(part).argmax(dim=1) for part in latents.split(rows)])
+        return torch.cat([self.logits(part).argmax(dim=1) for part in self._parts(latents)])
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[N, D]` of codes `[N]`."""
@@ -116,6 +116,10 @@ class GumbelQuantizer(Quantizer):
         done = (self.steps / self.anneal_steps).clamp(max=1)
         share = 0.5 * (1 + torch.cos(math.pi * done))
         return self.end_temperature + (self.start_temperature - self.end_temperature) * share
+
+    def _parts(self, latents: Tensor) -> Sequence[Tensor]:
+        # How many there are must not hang on the batch that something is exported with.
+        return [latents] if is_exporting() else latents.split(max(1, _CHUNK_ELEMENTS // self.codebook_size))
 
     def _draw(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = self.logits(latents)

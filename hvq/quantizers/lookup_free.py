@@ -12,6 +12,7 @@ from hvq.quantizers.base import FlatResult, Quantizer
 from hvq.quantizers.estimators import straight_through_with_errors
 from hvq.quantizers.losses import masked_mean
 from hvq.quantizers.projection import projections
+from hvq.tracing import is_exporting
 
 # Bits of one code; a histogram over them is as large as the codebook would be.
 _MOST_BITS = 22
@@ -98,7 +99,7 @@ class LookupFreeQuantizer(Quantizer):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[N, D]` of codes `[N]` or `[N, G]`."""
-        columns = codes.view(len(codes), self.codes_per_position, 1)
+        columns = codes.view(codes.shape[0], self.codes_per_position, 1)
         return self.project_out(self._values((columns // self.powers % 2 == 1).flatten(1)))
 
     def mean_vector(self) -> Tensor:
@@ -154,9 +155,9 @@ def mean_probabilities(logits: Tensor, weights: Tensor | None) -> Tensor:
         weights: bool `[N]`.
     """
     left, right = logits.split([logits.shape[1] // 2, logits.shape[1] - logits.shape[1] // 2], dim=1)
-    counts = logits.new_ones(len(logits), 1) if weights is None else weights.to(logits.dtype).unsqueeze(1)
+    counts = logits.new_ones(logits.shape[0], 1) if weights is None else weights.to(logits.dtype).unsqueeze(1)
     rows = max(1, _CHUNK_ELEMENTS >> right.shape[1])
-    if len(logits) <= rows:
+    if is_exporting() or len(logits) <= rows:
         total = _joint(left, right, counts)
     else:
         # What a chunk needs for its gradient is made again in the backward pass.
@@ -171,7 +172,7 @@ def _joint(left: Tensor, right: Tensor, counts: Tensor) -> Tensor:
 
 def _products(logits: Tensor) -> Tensor:
     """Probabilities `[N, 2^m]` of all settings of m independent bits."""
-    products = logits.new_ones(len(logits), 1)
+    products = logits.new_ones(logits.shape[0], 1)
     for bit in logits.sigmoid().unbind(dim=1):
         products = torch.stack([products * (1 - bit).unsqueeze(1), products * bit.unsqueeze(1)], dim=1).flatten(1)
     return products

@@ -117,7 +117,7 @@ class ResidualQuantizer(Quantizer):
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Vectors `[N, D]` of codes `[N, G]`; of the first columns alone, what the first quantizers make of it."""
-        vectors = self.precision.new_zeros(len(codes), self.code_dimension)
+        vectors = self.precision.new_zeros(codes.shape[0], self.code_dimension)
         for i, (quantizer, column) in enumerate(zip(self._row(), codes.unbind(dim=1), strict=False)):
             vectors = vectors + quantizer.lookup(column) / quantizer.residual_gain**i
         return vectors

@@ -136,7 +136,8 @@ def test_exports_with_its_named_results() -> None:
     images = pictures(2, 11, 13)
     exported = torch.export.export(model, (images,)).module()(images)
     expected = model(images)
-    assert torch.equal(exported.reconstruction, expected.reconstruction)
+    # Transposed convolutions are exported as the one operation that they are, and so rounded otherwise.
+    assert torch.allclose(exported.reconstruction, expected.reconstruction, atol=1e-6)
     assert all(torch.equal(exported.codes[name], code) for name, code in expected.codes.items())
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hvq.errors import ConfigurationError, DataError
-from hvq.precision import tf32
+from hvq.precision import tf32, without_autocast
 from hvq.quantizers.search import faiss_search, native, triton_search
 from hvq.quantizers.search.plain import nearest_plain
+from hvq.tracing import is_exporting
 
 Backend = Literal["auto", "native", "faiss", "triton", "torch"]
 _VARIABLE = "HVQ_SEARCH_BACKEND"
@@ -53,14 +54,10 @@ def nearest_code(
         raise DataError(
             f"latents must be [N, D] and the codebook [K, D]; received {list(latents.shape)} and {list(codebook.shape)}"
         )
-    if torch.compiler.is_compiling() and not _is_exporting():
+    if torch.compiler.is_compiling() and not is_exporting():
         # To a compiler the search is one operation; what is exported has to be made of those that all runtimes know.
         return _opaque(latents, codebook, alive, backend)
     return _search(latents, codebook, alive, backend)
-
-
-def _is_exporting() -> bool:
-    return bool(getattr(torch.compiler, "is_exporting", lambda: False)())
 
 
 @torch.library.custom_op("hvq::nearest_code", mutates_args=())
@@ -70,12 +67,12 @@ def _opaque(latents: Tensor, codebook: Tensor, alive: Tensor | None, backend: st
 
 @_opaque.register_fake
 def _(latents: Tensor, codebook: Tensor, alive: Tensor | None, backend: str) -> Tensor:
-    return latents.new_empty(len(latents), dtype=torch.int64)
+    return latents.new_empty(latents.shape[0], dtype=torch.int64)
 
 
 def _search(latents: Tensor, codebook: Tensor, alive: Tensor | None, backend: str) -> Tensor:
     chosen = _choose(backend, latents, codebook)
-    with torch.autocast(latents.device.type, enabled=False):
+    with without_autocast(latents.device.type):
         if chosen == "torch":
             # Training may round products to TF32; which code is nearest is decided in full.
             with tf32(False):

@@ -27,11 +27,12 @@ def nearest_plain(latents: Tensor, codebook: Tensor, alive: Tensor | None) -> Te
     """
     alive = torch.ones_like(codebook[:, 0], dtype=torch.bool) if alive is None else alive
     center = codebook.masked_fill(~alive.unsqueeze(1), 0).sum(dim=0) / alive.sum()
-    allowed = _first_of_equals(codebook, alive)
+    # Not every runtime sorts as it should; of what is exported, `hvq.export` takes repeats out beforehand.
+    allowed = alive if torch.compiler.is_compiling() else first_of_equals(codebook, alive)
     codebook = codebook - center
     half_norms = (0.5 * codebook.square().sum(dim=1)).masked_fill(~allowed, torch.inf)
     if torch.compiler.is_compiling():
-        return _Tiles(codebook, half_norms, len(codebook)).inside(latents - center, 0)
+        return torch.addmm(half_norms, latents - center, codebook.T, alpha=-1).argmin(dim=1)
     tiles = _Tiles(codebook, half_norms, _TILE)
     blocks = latents.split(_ROWS.get(latents.device.type, _ROWS_ELSEWHERE))
     if tiles.number == 1:
@@ -90,7 +91,7 @@ def _by_tile(latents: Tensor, center: Tensor, tiles: _Tiles, nearest_tile: Tenso
     return codes
 
 
-def _first_of_equals(codebook: Tensor, alive: Tensor) -> Tensor:
+def first_of_equals(codebook: Tensor, alive: Tensor) -> Tensor:
     """bool `[K]`, False for a vector that equals one of lower index (and for codes that are not alive).
 
     Matrix products round a column by where it stands, so that equal vectors would tie only now and then. Equal ones are
