@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -12,6 +14,9 @@ _TRIM_THRESHOLD, _NEVER = -1, -1
 _MMAP_THRESHOLD, _LARGEST_KEPT = -3, 1 << 30
 
 _GIB = 2.0**30
+
+# What Linux says of this process.
+_STATUS = Path("/proc/self/status")
 
 
 def keep_freed_memory() -> bool:
@@ -37,6 +42,10 @@ def peak_memory(device: torch.device) -> float | None:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _GIB
+    if _STATUS.exists():
+        # What `getrusage` says on Linux, a process has from the one that started it.
+        (kibibytes,) = re.findall(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), flags=re.MULTILINE)
+        return int(kibibytes) * 1024 / _GIB
     try:
         import resource
     except ImportError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -290,11 +291,11 @@ def _script(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
 
 
 def _fit_and_listen(config: RunConfig, run: RunFolder, **options: Any) -> list[str]:
-    """What is said while the top level's prior trains."""
+    """What is said while the top level's prior trains, without its summaries: their lines are indented but for the first."""
     printed = io.StringIO()
     with redirect_stdout(printed):
         fit_prior(config, run, "top", **options)
-    return printed.getvalue().splitlines()
+    return [line for line in printed.getvalue().splitlines() if not re.match(r"  |prior\.top: \d+ steps in ", line)]
 
 
 def _ruined(config: RunConfig, **training: Any) -> RunConfig:
