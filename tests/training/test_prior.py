@@ -291,7 +291,7 @@ def _script(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
 
 
 def _fit_and_listen(config: RunConfig, run: RunFolder, **options: Any) -> list[str]:
-    """What is said while the top level's prior trains, without its summaries: their lines are indented but for the first."""
+    """What is said while the top level's prior trains, without its summaries."""
     printed = io.StringIO()
     with redirect_stdout(printed):
         fit_prior(config, run, "top", **options)
