@@ -121,17 +121,22 @@ class HierarchicalVQ:
 
     def sample(
         self,
-        labels: Sequence[int] | int,
+        labels: Sequence[int] | int | None = None,
         *,
+        vectors: Tensor | None = None,
         seed: int = 0,
         options: Mapping[str, SamplingOptions] | None = None,
         given: Mapping[str, Tensor] | None = None,
         fixed: Mapping[str, Fixed] | None = None,
     ) -> Tensor:
-        """New images, drawn level by level from the priors; image i depends on (seed, i) and its class alone.
+        """New images, drawn level by level from the priors; image i depends on (seed, i), its class and its vector
+        alone.
 
         Args:
-            labels: a class for each image, -1 for none; or how many images to draw, without classes.
+            labels: a class for each image, -1 for none; or how many images to draw, without classes. May be left out
+                where there are vectors.
+            vectors: floating point `[n, V]`, a vector for each image, NaN throughout for none, of priors that are
+                conditioned on them; by default all are drawn as where vectors are hidden.
             seed: of the noise.
             options: how codes are drawn, by level name; what the priors were saved with by default.
             given: codes of levels that are taken as they are, a row for each image; these need no prior.
@@ -140,15 +145,20 @@ class HierarchicalVQ:
 
         Raises:
             CheckpointError: where a level has neither prior nor codes.
-            DataError: where a label is not a class, options or codes are for a level that there is not, or codes do
-                not fit theirs.
-            ConfigurationError: where guidance is asked for, and the priors have no classes.
+            DataError: where a label is not a class, vectors are not those of the priors, options or codes are for a
+                level that there is not, or codes do not fit theirs.
+            ConfigurationError: where guidance is asked for, and the priors have neither classes nor vectors.
         """
+        if labels is None:
+            if vectors is None:
+                raise DataError("sample takes labels, a number of images, or vectors; received none of them")
+            labels = len(vectors)
         classes = [-1] * labels if isinstance(labels, int) else list(labels)
         generated = generate(
             self.hierarchy,
             samples=range(len(classes)),
             labels=classes,
+            vectors=vectors,
             seed=seed,
             chunk_size=self.chunk_size,
             options=options,
@@ -163,6 +173,7 @@ class HierarchicalVQ:
         mask: Tensor,
         *,
         labels: Sequence[int] | None = None,
+        vectors: Tensor | None = None,
         seed: int = 0,
         options: Mapping[str, SamplingOptions] | None = None,
     ) -> Tensor:
@@ -175,6 +186,7 @@ class HierarchicalVQ:
             images: of the size that the priors were trained on.
             mask: bool `[B, H, W]`, True where the image is kept.
             labels: a class for each image, -1 for none; none by default.
+            vectors: a vector for each image, as in `sample`.
             seed: of the noise; what is drawn for image i depends on (seed, i) too.
             options: how codes are drawn, by level name; what the priors were saved with by default.
 
@@ -191,6 +203,7 @@ class HierarchicalVQ:
         }
         return self.sample(
             labels,
+            vectors=vectors,
             seed=seed,
             options=options,
             fixed={name: (codes[name], kept[name]) for name in codes},

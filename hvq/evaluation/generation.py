@@ -114,6 +114,7 @@ def generate(
     *,
     samples: Sequence[int],
     labels: Sequence[int] | None,
+    vectors: Tensor | None = None,
     seed: int,
     chunk_size: int,
     options: Mapping[str, SamplingOptions] | None = None,
@@ -129,8 +130,9 @@ def generate(
 
     Args:
         hierarchy: with a prior for every level that is not given.
-        samples: their numbers; sample i depends on (seed, i) and its label alone.
+        samples: their numbers; sample i depends on (seed, i), its label and its vector alone.
         labels: a class for each sample, -1 for none.
+        vectors: `[n, V]`, a vector for each sample, NaN throughout for none, of priors that are conditioned on them.
         seed: of the noise.
         chunk_size: samples drawn at a time.
         options: how codes are drawn, by level name; what the priors were saved with by default. Those of levels that
@@ -143,9 +145,10 @@ def generate(
 
     Raises:
         CheckpointError: where a level has neither prior nor codes.
-        DataError: where a label is not a class, options or codes are for a level that there is not, or codes do not
-            fit theirs.
-        ConfigurationError: where guidance is asked for, and the prior has no classes; or a level has no codes.
+        DataError: where a label is not a class, vectors are not those of the priors, options or codes are for a level
+            that there is not, or codes do not fit theirs.
+        ConfigurationError: where guidance is asked for, and the prior has neither classes nor vectors; or a level has
+            no codes.
     """
     given = given or {}
     _require_levels(hierarchy, given=given, options=options or {})
@@ -155,6 +158,7 @@ def generate(
         hierarchy.grids,
         samples=samples,
         labels=labels,
+        vectors=vectors,
         seed=seed,
         options={**hierarchy.options, **(options or {})},
         given=given,
