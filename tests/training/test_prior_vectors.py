@@ -25,6 +25,7 @@ from hvq.storage import RunFolder, load_prior
 from hvq.training import extract_codes, fit_prior
 from hvq.training.looks import held_out_nats
 from hvq.training.processes import make_accelerator
+from tests.processes import run_in_processes
 from tests.runs import LEVELS, TrainedRun, changed, differing, files_below, tensors_below
 from tests.training.interruption import keep_last_checkpoint, killed_at
 
@@ -185,3 +186,14 @@ def test_numbers_are_given_the_vectors_or_left_out_with_the_reason(vector_run: V
     assert numbers["bits_per_image"]["priors"] is None
     assert "a vector of 3 numbers for each image, and the codes have none" in numbers["about"]["priors.top"]
     assert "vectors hidden, since the codes have none" in str(numbers["about"])
+
+
+def _extract_in_group(plain: dict[str, Any], folder: str) -> None:
+    _extract(RunConfig.model_validate(plain), RunFolder(folder))
+
+
+@pytest.mark.processes
+def test_two_processes_leave_the_same_files(vector_run: VectorRun, tmp_path: Path) -> None:
+    run = _copied(vector_run, tmp_path / "run").run
+    run_in_processes(_extract_in_group, 2, vector_run.config.model_dump(mode="json"), str(run.path))
+    assert files_below(run.codes) == files_below(vector_run.run.codes)
