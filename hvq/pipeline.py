@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hvq.autoencoders import encode_tiled
 from hvq.chunks import map_chunks
 from hvq.config import Precision
 from hvq.data.pixels import unit_to_model
@@ -85,26 +86,40 @@ class HierarchicalVQ:
         return self.hierarchy.classes
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
+    def encode(self, images: Tensor, *, tile: int | None = None) -> dict[str, Tensor]:
         """Codes of images.
+
+        Args:
+            images: of any size from the coarsest stride up.
+            tile: for large images, pixels per side that a forward sees at most; images are then encoded one by one, to
+                the same codes but for near-ties (`hvq.autoencoders.encode_tiled`).
 
         Raises:
             DataError: where the images are not float `[B, C, H, W]` in [0, 1].
+            ConfigurationError: where tiles are too small for what the network sees, or it may see all of an image.
         """
         self._check(images)
         model = self.hierarchy.autoencoder
         device = next(model.parameters()).device
 
         def encode(part: dict[str, Tensor]) -> dict[str, Tensor]:
+            if tile is not None:
+                return encode_tiled(model, unit_to_model(part["images"]), tile=tile)
             codes = model.encode(unit_to_model(part["images"].to(device)))
             return {name: code.cpu() for name, code in codes.items()}
 
-        parts = list(map_chunks(encode, {"images": images.float()}, self.chunk_size))
+        rows = self.chunk_size if tile is None else 1
+        parts = list(map_chunks(encode, {"images": images.cpu().float()}, rows))
         none = {name: torch.zeros(0, *grid, dtype=torch.int64) for name, grid in model.grids(images.shape[2:]).items()}
         return {name: torch.cat([none[name], *(part[name] for part in parts)]) for name in self.level_names}
 
     def decode(
-        self, codes: Mapping[str, Tensor], *, size: Sequence[int] | None = None, absent: Collection[str] = ()
+        self,
+        codes: Mapping[str, Tensor],
+        *,
+        size: Sequence[int] | None = None,
+        absent: Collection[str] = (),
+        tile: int | None = None,
     ) -> Tensor:
         """Images of codes.
 
@@ -112,12 +127,14 @@ class HierarchicalVQ:
             codes: of every level, in any order.
             size: (H, W) of the images; that of the training images by default.
             absent: levels to leave out.
+            tile: for large images, pixels per side that a forward gives at most; images are then decoded one by one.
         """
-        return decode_images(self.hierarchy, codes, chunk_size=self.chunk_size, size=size, absent=absent)
+        rows = self.chunk_size if tile is None else 1
+        return decode_images(self.hierarchy, codes, chunk_size=rows, size=size, absent=absent, tile=tile)
 
-    def reconstruct(self, images: Tensor, *, absent: Collection[str] = ()) -> Tensor:
-        """Images to codes to images, of the same size."""
-        return self.decode(self.encode(images), size=images.shape[2:], absent=absent)
+    def reconstruct(self, images: Tensor, *, absent: Collection[str] = (), tile: int | None = None) -> Tensor:
+        """Images to codes to images, of the same size; in tiles where they are large (`encode`, `decode`)."""
+        return self.decode(self.encode(images, tile=tile), size=images.shape[2:], absent=absent, tile=tile)
 
     def sample(
         self,
