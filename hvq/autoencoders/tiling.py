@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 
 from hvq.autoencoders.receptive_field import ReceptiveField
 from hvq.autoencoders.stack import Autoencoder
@@ -191,7 +192,7 @@ def _rounded_up(pixels: int, stride: int) -> int:
 
 def _axes(model: Autoencoder) -> int:
     """Axes of the grid; two of an autoencoder that was put together by hand of modules that do not tell."""
-    dimensions = {len(part.kernel_size) for part in model.modules() if hasattr(part, "kernel_size")}
+    dimensions = {len(part.kernel_size) for part in model.modules() if isinstance(part, _ConvNd)}
     return dimensions.pop() if len(dimensions) == 1 else 2
 
 
