@@ -43,6 +43,25 @@ class AugmentationConfig(FrozenModel):
     scale: ShareBelowOne = Field(0.0, description="largest relative change of size; 0.1 means 0.9 to 1.1 times")
 
 
+class VectorsConfig(FrozenModel):
+    """A vector for each image, such as a text embedding or attributes, which priors are conditioned on."""
+
+    train: str | None = Field(
+        None,
+        description="safetensors file with a vector for each training image, found by the image's name, as "
+        "hvq.data.write_vectors writes it; null: images have no vectors",
+    )
+    validation: str | None = Field(None, description="the same for held-out images; null: it is the file of `train`")
+
+    @model_validator(mode="after")
+    def _training_images_have_them(self) -> VectorsConfig:
+        if self.validation is not None and self.train is None:
+            raise ValueError(
+                "vectors.validation names a file, and vectors.train none; priors learn from vectors of training images"
+            )
+        return self
+
+
 class BaseDataConfig(FrozenModel):
     """What all kinds of data share."""
 
@@ -50,6 +69,10 @@ class BaseDataConfig(FrozenModel):
     channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; images are converted")
     augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig, description="changes while training")
     workers: NonNegativeInt = Field(0, description="processes that prepare images, per training process")
+    vectors: VectorsConfig = Field(
+        default_factory=VectorsConfig,
+        description="a vector for each image, told to the priors; codes are extracted with it",
+    )
 
 
 class DigitsConfig(BaseDataConfig):
@@ -341,6 +364,11 @@ class PriorTrainingConfig(OptimizationConfig):
     """Training of one prior."""
 
     label_dropout: ShareBelowOne = Field(0.1, description="share of training samples whose class is hidden")
+    vector_dropout: ShareBelowOne = Field(
+        0.1,
+        description="the same of the vector, where images have vectors; class and vector are hidden together as far as "
+        "the shares agree, and one of them alone for the difference",
+    )
     average_decay: ShareBelowOne = Field(
         0.99,
         description="decay of the moving average of the weights that is kept as the result; 0 keeps the last weights",
@@ -360,8 +388,9 @@ class CodeSamplingConfig(FrozenModel):
     )
     guidance: NonNegativeFloat = Field(
         1.0,
-        description="classifier-free guidance, from 0, which ignores the class, over 1, which means none, to larger "
-        "numbers, which are truer to the class and less diverse; takes classes, and twice the work unless it is 1",
+        description="classifier-free guidance, from 0, which ignores class and vector, over 1, which means none, to "
+        "larger numbers, which are truer to them and less diverse; takes classes or vectors, and twice the work unless "
+        "it is 1",
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hvq.autoencoders import encode_tiled
 from hvq.chunks import map_chunks
 from hvq.config import Precision
 from hvq.data.pixels import unit_to_model
@@ -85,26 +86,40 @@ class HierarchicalVQ:
         return self.hierarchy.classes
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> dict[str, Tensor]:
+    def encode(self, images: Tensor, *, tile: int | None = None) -> dict[str, Tensor]:
         """Codes of images.
+
+        Args:
+            images: of any size from the coarsest stride up.
+            tile: for large images, pixels per side that a forward sees at most; images are then encoded one by one, to
+                the same codes but for near-ties (`hvq.autoencoders.encode_tiled`).
 
         Raises:
             DataError: where the images are not float `[B, C, H, W]` in [0, 1].
+            ConfigurationError: where tiles are too small for what the network sees, or it may see all of an image.
         """
         self._check(images)
         model = self.hierarchy.autoencoder
         device = next(model.parameters()).device
 
         def encode(part: dict[str, Tensor]) -> dict[str, Tensor]:
+            if tile is not None:
+                return encode_tiled(model, unit_to_model(part["images"]), tile=tile)
             codes = model.encode(unit_to_model(part["images"].to(device)))
             return {name: code.cpu() for name, code in codes.items()}
 
-        parts = list(map_chunks(encode, {"images": images.float()}, self.chunk_size))
+        rows = self.chunk_size if tile is None else 1
+        parts = list(map_chunks(encode, {"images": images.cpu().float()}, rows))
         none = {name: torch.zeros(0, *grid, dtype=torch.int64) for name, grid in model.grids(images.shape[2:]).items()}
         return {name: torch.cat([none[name], *(part[name] for part in parts)]) for name in self.level_names}
 
     def decode(
-        self, codes: Mapping[str, Tensor], *, size: Sequence[int] | None = None, absent: Collection[str] = ()
+        self,
+        codes: Mapping[str, Tensor],
+        *,
+        size: Sequence[int] | None = None,
+        absent: Collection[str] = (),
+        tile: int | None = None,
     ) -> Tensor:
         """Images of codes.
 
@@ -112,26 +127,33 @@ class HierarchicalVQ:
             codes: of every level, in any order.
             size: (H, W) of the images; that of the training images by default.
             absent: levels to leave out.
+            tile: for large images, pixels per side that a forward gives at most; images are then decoded one by one.
         """
-        return decode_images(self.hierarchy, codes, chunk_size=self.chunk_size, size=size, absent=absent)
+        rows = self.chunk_size if tile is None else 1
+        return decode_images(self.hierarchy, codes, chunk_size=rows, size=size, absent=absent, tile=tile)
 
-    def reconstruct(self, images: Tensor, *, absent: Collection[str] = ()) -> Tensor:
-        """Images to codes to images, of the same size."""
-        return self.decode(self.encode(images), size=images.shape[2:], absent=absent)
+    def reconstruct(self, images: Tensor, *, absent: Collection[str] = (), tile: int | None = None) -> Tensor:
+        """Images to codes to images, of the same size; in tiles where they are large (`encode`, `decode`)."""
+        return self.decode(self.encode(images, tile=tile), size=images.shape[2:], absent=absent, tile=tile)
 
     def sample(
         self,
-        labels: Sequence[int] | int,
+        labels: Sequence[int] | int | None = None,
         *,
+        vectors: Tensor | None = None,
         seed: int = 0,
         options: Mapping[str, SamplingOptions] | None = None,
         given: Mapping[str, Tensor] | None = None,
         fixed: Mapping[str, Fixed] | None = None,
     ) -> Tensor:
-        """New images, drawn level by level from the priors; image i depends on (seed, i) and its class alone.
+        """New images, drawn level by level from the priors; image i depends on (seed, i), its class and its vector
+        alone.
 
         Args:
-            labels: a class for each image, -1 for none; or how many images to draw, without classes.
+            labels: a class for each image, -1 for none; or how many images to draw, without classes. May be left out
+                where there are vectors.
+            vectors: floating point `[n, V]`, a vector for each image, NaN throughout for none, of priors that are
+                conditioned on them; by default all are drawn as where vectors are hidden.
             seed: of the noise.
             options: how codes are drawn, by level name; what the priors were saved with by default.
             given: codes of levels that are taken as they are, a row for each image; these need no prior.
@@ -140,15 +162,20 @@ class HierarchicalVQ:
 
         Raises:
             CheckpointError: where a level has neither prior nor codes.
-            DataError: where a label is not a class, options or codes are for a level that there is not, or codes do
-                not fit theirs.
-            ConfigurationError: where guidance is asked for, and the priors have no classes.
+            DataError: where a label is not a class, vectors are not those of the priors, options or codes are for a
+                level that there is not, or codes do not fit theirs.
+            ConfigurationError: where guidance is asked for, and the priors have neither classes nor vectors.
         """
+        if labels is None:
+            if vectors is None:
+                raise DataError("sample takes labels, a number of images, or vectors; received none of them")
+            labels = len(vectors)
         classes = [-1] * labels if isinstance(labels, int) else list(labels)
         generated = generate(
             self.hierarchy,
             samples=range(len(classes)),
             labels=classes,
+            vectors=vectors,
             seed=seed,
             chunk_size=self.chunk_size,
             options=options,
@@ -163,6 +190,7 @@ class HierarchicalVQ:
         mask: Tensor,
         *,
         labels: Sequence[int] | None = None,
+        vectors: Tensor | None = None,
         seed: int = 0,
         options: Mapping[str, SamplingOptions] | None = None,
     ) -> Tensor:
@@ -175,6 +203,7 @@ class HierarchicalVQ:
             images: of the size that the priors were trained on.
             mask: bool `[B, H, W]`, True where the image is kept.
             labels: a class for each image, -1 for none; none by default.
+            vectors: a vector for each image, as in `sample`.
             seed: of the noise; what is drawn for image i depends on (seed, i) too.
             options: how codes are drawn, by level name; what the priors were saved with by default.
 
@@ -191,6 +220,7 @@ class HierarchicalVQ:
         }
         return self.sample(
             labels,
+            vectors=vectors,
             seed=seed,
             options=options,
             fixed={name: (codes[name], kept[name]) for name in codes},

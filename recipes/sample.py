@@ -7,6 +7,7 @@ from pathlib import Path
 
 from command_line import read_command, recipe_parser, run, say, say_next
 
+from hvq.data import read_vectors
 from hvq.distributed import current_reduction
 from hvq.errors import DataError
 from hvq.evaluation.samples import GRID, STAGE, is_left, levels_left, sample_run
@@ -24,6 +25,14 @@ def chosen_labels(names: list[str] | None, classes: tuple[str, ...], number: int
         known = ", ".join(classes) if classes else "none: it was trained without labels"
         raise DataError(f"unknown class {', '.join(unknown)}; the classes of this run are {known}")
     return [classes.index(name) for name in names for _ in range(number)]
+
+
+def labels_of_rows(names: list[str] | None, classes: tuple[str, ...], rows: int) -> list[int] | None:
+    """A label for each of so many vectors, of one class that was named or of as many; None where none was."""
+    labels = chosen_labels(names, classes, 1)
+    if labels is not None and len(labels) not in (1, rows):
+        raise DataError(f"--classes must name one class, or one for each of the {rows} vectors; received {len(labels)}")
+    return labels if labels is None or len(labels) == rows else labels * rows
 
 
 def main() -> None:
@@ -45,12 +54,23 @@ def main() -> None:
         help="share of the candidates to keep, such as 0.25: four times as many are drawn, and of each class those are "
         "kept that a classifier is surest of; it learns from the run's training images, which must be there",
     )
+    parser.add_argument(
+        "--vectors",
+        type=Path,
+        metavar="FILE",
+        help="safetensors file whose `vectors`, float32 [n, V], are told to the priors: one image is drawn for each "
+        "row; --classes then names one class for all, or one for each row",
+    )
     command = read_command(parser)
     options, folder = command.options, RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
     hierarchy = load_hierarchy(folder).to(accelerator.device, prior_precision=command.config.sampling.precision)
     names = options.classes.split(",") if options.classes else None
-    labels = chosen_labels(names, hierarchy.classes, command.config.sampling.samples_per_class)
+    vectors = None if options.vectors is None else read_vectors(options.vectors).vectors
+    if vectors is None:
+        labels = chosen_labels(names, hierarchy.classes, command.config.sampling.samples_per_class)
+    else:
+        labels = labels_of_rows(names, hierarchy.classes, len(vectors))
     say(f"drawing samples: {describe(accelerator)}")
     left = levels_left(folder)
     if left is not None and (options.from_codes is None or not is_left(options.from_codes, folder)):
@@ -63,6 +83,7 @@ def main() -> None:
             hierarchy,
             reduction=current_reduction(),
             labels=labels,
+            vectors=vectors,
             seed=options.seed,
             from_codes=options.from_codes,
             keep=options.keep,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import hvq
 from hvq import HierarchicalVQ
-from hvq.errors import CheckpointError, DataError, HVQError
+from hvq.errors import CheckpointError, ConfigurationError, DataError, HVQError
 from hvq.priors import SamplingOptions
 from tests.runs import CLASSES, HELD_OUT_IMAGES, TrainedRun
 
@@ -48,6 +48,23 @@ def test_codes_are_those_of_the_autoencoder(system: HierarchicalVQ, images: Tens
     }
     expected = system.hierarchy.autoencoder.encode(images[:7] * 2 - 1)
     assert all(torch.equal(codes[name][:7], expected[name]) for name in codes)
+
+
+def test_large_images_go_in_tiles(system: HierarchicalVQ) -> None:
+    pictures = torch.rand(3, 1, 21, 301)
+    whole = system.encode(pictures)
+    tiled = system.encode(pictures, tile=152)
+    agreement = [float((tiled[name] == whole[name]).double().mean()) for name in whole]
+    assert list(tiled) == list(whole)
+    assert min(agreement) > 0.995, "but for near-ties"
+    rebuilt = system.decode(whole, size=(21, 301), tile=152)
+    torch.testing.assert_close(rebuilt, system.decode(whole, size=(21, 301)), rtol=0, atol=1e-5)
+    again = system.reconstruct(pictures[:1], tile=152, absent=["bottom"])
+    assert torch.equal(
+        again, system.decode({n: c[:1] for n, c in tiled.items()}, size=(21, 301), absent=["bottom"], tile=152)
+    )
+    with pytest.raises(ConfigurationError, match="tiles must have at least"):
+        system.encode(pictures, tile=16)
 
 
 def test_images_are_those_of_the_autoencoder(system: HierarchicalVQ, images: Tensor) -> None:

@@ -17,6 +17,7 @@ from hvq.autoencoders.perceptual import FeatureDistance
 from hvq.autoencoders.reconstruction_losses import ReconstructionLoss, WeightedLoss
 from hvq.autoencoders.rezero import RectifiedEnlargement, ReZeroBlock, ReZeroDecoder, ReZeroEncoder
 from hvq.autoencoders.stack import Autoencoder, AutoencoderResult
+from hvq.autoencoders.tiling import decode_tiled, encode_tiled, needed_overlap
 
 __all__ = [
     "Autoencoder",
@@ -40,6 +41,9 @@ __all__ = [
     "build_loss",
     "check_autoencoder",
     "convolutional_autoencoder",
+    "decode_tiled",
+    "encode_tiled",
     "initialize_codebooks",
+    "needed_overlap",
     "weights_channels_last",
 ]

@@ -248,7 +248,7 @@ rebuilt = model.decode(codes)
             DataError: where the grids do not belong together, or a code is out of range.
         """
         ordered = in_level_order(codes, self.level_names, "codes")
-        self._check_grids(ordered, size)
+        self.check_grids(ordered, size)
         unknown = [name for name in absent if name not in ordered]
         if unknown:
             raise DataError(f"absent names {', '.join(unknown)}; the levels are {', '.join(self.level_names)}")
@@ -438,7 +438,12 @@ rebuilt = model.decode(codes)
         """The grid of codes `[B, *grid]`, or `[B, *grid, G]` where the level's quantizer gives G > 1."""
         return tuple(codes.shape[1 : codes.dim() - len(self.quantizers[name].code_shape)])
 
-    def _check_grids(self, codes: Mapping[str, Tensor], size: Sequence[int] | None) -> None:
+    def check_grids(self, codes: Mapping[str, Tensor], size: Sequence[int] | None) -> None:
+        """Refuse codes, coarse to fine, whose grids are not those of one size of images.
+
+        Raises:
+            DataError: naming the level.
+        """
         batch = {name: code.shape[0] for name, code in codes.items()}
         if any(number != batch[self.level_names[0]] for number in batch.values()):
             raise DataError(f"codes must be of the same images at every level; received {batch}")

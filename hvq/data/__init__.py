@@ -2,7 +2,7 @@
 
 from hvq.data.array import ArrayImages, ImageArray, array_sources, read_image_array
 from hvq.data.augmentation import Augmentation
-from hvq.data.build import build_augmentation, build_sources
+from hvq.data.build import build_augmentation, build_sources, build_vectors
 from hvq.data.code_files import CodesDescription
 from hvq.data.code_writing import CodeExtraction, ShardWriter
 from hvq.data.codes import CodeBatch, CodeFolder
@@ -15,6 +15,7 @@ from hvq.data.shards import ShardImages, shard_sources
 from hvq.data.sources import UNAUGMENTED, Batch, BatchSource, ImageSource, Sources, TensorImages
 from hvq.data.stream import StreamedImages, Streaming
 from hvq.data.subset import Subset, spread_rows
+from hvq.data.vectors import NamedVectors, read_vectors, write_vectors
 
 __all__ = [
     "UNAUGMENTED",
@@ -31,6 +32,7 @@ __all__ = [
     "HubImages",
     "ImageArray",
     "ImageSource",
+    "NamedVectors",
     "PhotoCrops",
     "SampleKeys",
     "ShardImages",
@@ -45,12 +47,15 @@ __all__ = [
     "array_sources",
     "build_augmentation",
     "build_sources",
+    "build_vectors",
     "digit_sources",
     "folder_sources",
     "hub_sources",
     "ordered_batches",
     "photo_sources",
     "read_image_array",
+    "read_vectors",
     "shard_sources",
     "spread_rows",
+    "write_vectors",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from hvq.config import (
     ArrayConfig,
     AugmentationConfig,
@@ -12,6 +14,7 @@ from hvq.config import (
     PhotosConfig,
     ShardsConfig,
     StreamingConfig,
+    VectorsConfig,
 )
 from hvq.data.array import array_sources
 from hvq.data.augmentation import Augmentation
@@ -22,6 +25,8 @@ from hvq.data.photos import photo_sources
 from hvq.data.shards import shard_sources
 from hvq.data.sources import Sources
 from hvq.data.stream import Streaming
+from hvq.data.vectors import read_vectors
+from hvq.errors import DataError
 
 
 def build_augmentation(config: AugmentationConfig) -> Augmentation:
@@ -113,3 +118,39 @@ def build_sources(config: DataConfig, seed: int = 0) -> Sources:
                 augmentation=augmentation,
                 seed=seed,
             )
+
+
+def build_vectors(config: VectorsConfig, sources: Sources) -> tuple[Tensor | None, Tensor | None]:
+    """The vectors of training and of held-out images, float32 `[num_images, V]` each; None twice without.
+
+    Args:
+        config: which files.
+        sources: the images, whose names tell which vector is whose.
+
+    Raises:
+        DataError: where a file is missing or damaged, has no vector of some image, those of both splits differ in
+            length, or one file is for both, and an image of each has the same name.
+    """
+    if config.train is None:
+        return None, None
+    alone = config.validation is None or config.validation == config.train
+    first = read_vectors(config.train)
+    second = first if alone else read_vectors(str(config.validation))
+    if first.vectors.shape[1] != second.vectors.shape[1]:
+        raise DataError(
+            f"vectors of both splits must have as many numbers; {first.path} has {first.vectors.shape[1]} and "
+            f"{second.path} has {second.vectors.shape[1]}"
+        )
+    train, validation = first.of(sources.train, "training"), second.of(sources.validation, "held-out")
+    if alone and (shared := _shared_name(sources)):
+        raise DataError(
+            f"a training image and a held-out one are both named {shared!r}, so {first.path} cannot tell them apart; "
+            "write a file for each split, and name the other one with data.vectors.validation"
+        )
+    return train, validation
+
+
+def _shared_name(sources: Sources) -> str | None:
+    """A name that images of both splits have; None where there is none."""
+    held_out = {sources.validation.name(index) for index in range(len(sources.validation))}
+    return next((name for i in range(len(sources.train)) if (name := sources.train.name(i)) in held_out), None)

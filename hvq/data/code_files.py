@@ -5,7 +5,8 @@ augmented epoch e (0: as it is). Rows are cut into files by their number alone: 
 `images_per_shard` rows from `s * images_per_shard` on, `codes.<level>` and `labels` in the smallest integer types that
 fit. So which row lies where is arithmetic, and a file is the same whichever process writes it. Each names in its
 metadata the description that it belongs to, its rows, and a checksum of its columns. `counts.safetensors` holds how
-often each code of each level occurs. `index.json`, the description, is written last: a folder without it is not whole.
+often each code of each level occurs, and `vectors.safetensors`, where images have vectors, a row for each image.
+`index.json`, the description, is written last: a folder without it is not whole.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -58,6 +59,8 @@ class CodesDescription(FrozenModel):
     num_images: PositiveInt = Field(description="images in the split")
     augmented_epochs: PositiveInt = Field(1, description="times each image was encoded")
     images_per_shard: PositiveInt = Field(4_096, description="rows in one file; the last may have fewer")
+    vector_size: NonNegativeInt = Field(0, description="numbers of each image's vector; 0 without vectors")
+    vectors_hash: str = Field("", description="hash of the vectors")
 
     @model_validator(mode="after")
     def _levels_agree(self) -> CodesDescription:
@@ -105,12 +108,20 @@ class CodesDescription(FrozenModel):
     def content_hash(self) -> str:
         """Stands for the codes, however they are cut into files."""
         content = f"{self.encoder_hash} {self.data_hash} {self.augmented_epochs}"
+        if self.vector_size:
+            content += f" {self.vectors_hash}"
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
+    def without_vectors(self) -> CodesDescription:
+        """The same codes, of images that have no vectors."""
+        return self.model_copy(update={"vector_size": 0, "vectors_hash": ""})
+
+    @property
     def digest(self) -> str:
-        """Stands for the whole description in each file of codes."""
-        content = {"format_version": FORMAT_VERSION, **self.model_dump(mode="json")}
+        """Stands for the description in each file of codes, which vectors do not change."""
+        about = self.model_dump(mode="json", exclude={"vector_size", "vectors_hash"})
+        content = {"format_version": FORMAT_VERSION, **about}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -24,6 +24,7 @@ from hvq.data.code_files import (
     write_index,
     write_shard,
 )
+from hvq.data.code_vectors import VECTORS_FILE, read_code_vectors, write_code_vectors
 from hvq.errors import CheckpointError, DataError
 from hvq.files import flush, writing
 from hvq.level_names import in_level_order
@@ -44,7 +45,8 @@ class CodeExtraction:
 
     Attributes:
         in_place: whether files are written among codes that are there already, because these are of the same
-            description: only files that are damaged are made anew. `begin` decides it, for all processes.
+            description: only files that are damaged are made anew, and vectors that are others. `begin` decides it,
+            for all processes.
     """
 
     def __init__(self, folder: Path, split: str, description: CodesDescription) -> None:
@@ -86,25 +88,30 @@ class CodeExtraction:
         """Collects the rows of one file."""
         return ShardWriter(self.path, self.description, shard)
 
-    def finish(self, counts: Counts) -> None:
+    def finish(self, counts: Counts, vectors: Tensor | None = None) -> None:
         """Declare the codes whole, and put them where readers find them.
 
         Args:
             counts: over all files.
+            vectors: float32 `[num_images, V]` of the images, those of the description; None where it has none.
 
         Raises:
             CheckpointError: where a file is missing or damaged.
             HVQError: where the disk is full, or nothing may be written there.
         """
         with writing(self.path):
-            if not (self.in_place and self._has_counts(counts)):
+            if not (self.in_place and self._has_counts(counts) and self._has_vectors()):
+                if vectors is None:
+                    (self.path / VECTORS_FILE).unlink(missing_ok=True)
+                else:
+                    write_code_vectors(self.path, vectors)
                 write_index(self.path, self.description, counts)
             self._settle()
 
     def _is_whole(self) -> bool:
-        """Whether codes of this very description are there, and whole but for damage of files."""
+        """Whether codes of this description are there, with any vectors or none, and whole but for damage of files."""
         try:
-            return read_index(self.target) == self.description
+            return read_index(self.target).without_vectors == self.description.without_vectors
         except CheckpointError:
             return False
 
@@ -114,6 +121,16 @@ class CodeExtraction:
         except CheckpointError:
             return False
         return all(torch.equal(found[level], counts[level]) for level in found)
+
+    def _has_vectors(self) -> bool:
+        """Whether the vectors of this very description, or none as it says, are those that are there."""
+        try:
+            there = read_index(self.target)
+            if there.vector_size:
+                read_code_vectors(self.target, there)
+        except CheckpointError:
+            return False
+        return there == self.description
 
     def _settle(self) -> None:
         """Put a folder that is whole in its place; whatever was interrupted in between is brought to an end."""

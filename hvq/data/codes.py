@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hvq.data.code_files import damaged, open_shard, read_counts, read_index, shard_name
+from hvq.data.code_vectors import read_code_vectors
 from hvq.data.sources import Indices, epochs_or_unaugmented
 from hvq.errors import CheckpointError, DataError
 from hvq.histograms import entropy
@@ -25,12 +26,14 @@ class CodeBatch:
         labels: int64 `[B]`, the index of the class, -1 where it is unknown.
         indices: int64 `[B]`, the row in the folder.
         epochs: int64 `[B]`, the pass over the rows, -1 outside of training.
+        vectors: float32 `[B, V]`, the vector of each image; None where images have none.
     """
 
     codes: dict[str, Tensor]
     labels: Tensor
     indices: Tensor
     epochs: Tensor
+    vectors: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -45,6 +48,10 @@ class CodeFolder:
     Args:
         folder: the folder of codes.
         split: "train" or "validation".
+
+    Attributes:
+        vector_size: V, numbers of each image's vector; 0 where images have none.
+        vectors: float32 `[num_images, V]`, mapped; None where images have none.
 
     Raises:
         CheckpointError: where codes are missing, incomplete or damaged.
@@ -62,6 +69,8 @@ class CodeFolder:
         self.num_images = self.description.num_images
         self._shards = [open_shard(self.path, self.description, shard) for shard in range(self.description.num_shards)]
         self._counts = read_counts(self.path, self.description)
+        self.vector_size = self.description.vector_size
+        self.vectors = read_code_vectors(self.path, self.description) if self.vector_size else None
 
     def __len__(self) -> int:
         """Number of rows: images times augmented epochs."""
@@ -94,7 +103,8 @@ class CodeFolder:
                 codes[level][here] = self._checked(shard, level, self._shards[shard][f"codes.{level}"][rows])
             labels[here] = self._checked_labels(shard, self._shards[shard]["labels"][rows])
         passes = epochs_or_unaugmented(epochs, len(indices))
-        return CodeBatch(codes, labels, torch.from_numpy(indices.copy()), torch.from_numpy(passes.copy()))
+        vectors = None if self.vectors is None else self.vectors[torch.from_numpy(indices % self.num_images)]
+        return CodeBatch(codes, labels, torch.from_numpy(indices.copy()), torch.from_numpy(passes.copy()), vectors)
 
     def _checked(self, shard: int, level: str, codes: Tensor) -> Tensor:
         size = self.codebook_sizes[level]

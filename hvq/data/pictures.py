@@ -192,12 +192,31 @@ def decode(
     """
     with open_picture(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
         read_reduced(picture, size)
-        # Apart, for what is wrong with the pixels is to be said.
-        picture.load()
-        # Other viewers leave a picture as it is where they cannot make out how it was held.
-        with suppress(*READ_ERRORS):
-            ImageOps.exif_transpose(picture, in_place=True)
-        return to_tensor(fit(convert(picture, channels), size, position))
+        return to_tensor(fit(convert(_upright(picture), channels), size, position))
+
+
+def decode_whole(file: BinaryIO, *, channels: int) -> Tensor:
+    """The same, uint8 `[C, H, W]` in the size that the picture has.
+
+    Args:
+        file: an open file.
+        channels: 1 for grey, 3 for RGB.
+
+    Raises:
+        OSError, ValueError: or others of `READ_ERRORS`, as Pillow does, for what cannot be read.
+    """
+    with open_picture(file) as picture:
+        return to_tensor(convert(_upright(picture), channels))
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A picture, read and turned as its EXIF data say."""
+    # Apart, for what is wrong with the pixels is to be said.
+    picture.load()
+    # Other viewers leave a picture as it is where they cannot make out how it was held.
+    with suppress(*READ_ERRORS):
+        ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def read_reduced(picture: Image.Image, size: tuple[int, int]) -> None:

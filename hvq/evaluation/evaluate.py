@@ -28,7 +28,9 @@ from hvq.evaluation.measure_reconstruction import encode_and_restore, measure_re
 from hvq.evaluation.measured import Measured, Numbers
 from hvq.evaluation.own_classifier import own_classifier
 from hvq.evaluation.real_images import gather_images, most_real_images
+from hvq.evaluation.sample_vectors import taken_by, training_vectors
 from hvq.evaluation.samples import class_labels, draw_samples, sampling_text
+from hvq.priors.guidance import vector_size
 from hvq.storage import Hierarchy, RunFolder, load_hierarchy, require_channels
 
 Images = dict[str, Tensor]
@@ -200,10 +202,26 @@ class _Evaluation:
     def _drawn(self) -> tuple[Drawn, dict[str, Tensor]]:
         """Samples of all classes, and their codes."""
         labels = class_labels(len(self.hierarchy.classes), self.config.evaluation.generated_per_class)
-        what = "samples to be measured"
-        generated = draw_samples(self.config, self.hierarchy, labels, reduction=self.reduction, what=what)
-        how = sampling_text(self.config, self.hierarchy)
+        vectors, given = self._vectors(torch.tensor(labels))
+        generated = draw_samples(
+            self.config,
+            self.hierarchy,
+            labels,
+            reduction=self.reduction,
+            vectors=vectors,
+            what="samples to be measured",
+        )
+        how = sampling_text(self.config, self.hierarchy) + given
         return Drawn(generated.images, torch.tensor(labels), how), generated.codes
+
+    def _vectors(self, labels: Tensor) -> tuple[Tensor | None, str]:
+        """What samples of priors that are conditioned on vectors are drawn given, and the same in words."""
+        if not any(map(vector_size, self.hierarchy.priors.values())):
+            return None, ""
+        codes = CodeFolder(self.run.codes, "train")
+        if not taken_by(self.hierarchy, codes):
+            return None, "; vectors hidden, since the codes have none that the priors know"
+        return training_vectors(codes, labels, self.config.seed), "; given vectors of training images of the class"
 
     def _copies(
         self, drawn: Drawn, codes: dict[str, Tensor], training: Images, reconstruction_error: float

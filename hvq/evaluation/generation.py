@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hvq.autoencoders import decode_tiled
 from hvq.chunks import map_chunks
 from hvq.data.pixels import model_to_unit, unit_to_bytes
 from hvq.distributed import Reduction
@@ -40,6 +41,7 @@ def decode_images(
     chunk_size: int,
     size: Sequence[int] | None = None,
     absent: Collection[str] = (),
+    tile: int | None = None,
 ) -> Tensor:
     """Images of codes, float `[n, C, H, W]` in [0, 1], on the CPU.
 
@@ -49,13 +51,14 @@ def decode_images(
         chunk_size: rows of each forward.
         size: (H, W) of the images; that of the training images by default.
         absent: levels to leave out.
+        tile: pixels per side that a forward gives at most; None for whole images.
 
     Raises:
         DataError: where levels have different numbers of codes, or grids or codes do not fit the autoencoder.
     """
     size = hierarchy.image_size if size is None else size
     none = torch.zeros(0, hierarchy.channels, *size)
-    return torch.cat([none, *_decoded(hierarchy, codes, chunk_size=chunk_size, size=size, absent=absent)])
+    return torch.cat([none, *_decoded(hierarchy, codes, chunk_size=chunk_size, size=size, absent=absent, tile=tile)])
 
 
 def decode_bytes(
@@ -90,7 +93,13 @@ def decode_bytes(
 
 @torch.no_grad()
 def _decoded(
-    hierarchy: Hierarchy, codes: Mapping[str, Tensor], *, chunk_size: int, size: Sequence[int], absent: Collection[str]
+    hierarchy: Hierarchy,
+    codes: Mapping[str, Tensor],
+    *,
+    chunk_size: int,
+    size: Sequence[int],
+    absent: Collection[str],
+    tile: int | None = None,
 ) -> Iterator[Tensor]:
     """Images of codes, chunk by chunk, in [0, 1], on the CPU."""
     model = hierarchy.autoencoder
@@ -102,6 +111,8 @@ def _decoded(
         raise DataError(f"codes must be of the same images at every level; received {counts}")
 
     def decode(part: dict[str, Tensor]) -> dict[str, Tensor]:
+        if tile is not None:
+            return {"images": model_to_unit(decode_tiled(model, part, size, absent, tile=tile)).cpu()}
         on_device = {name: code.to(device) for name, code in part.items()}
         return {"images": model_to_unit(model.decode(on_device, size=size, absent=absent)).cpu()}
 
@@ -114,6 +125,7 @@ def generate(
     *,
     samples: Sequence[int],
     labels: Sequence[int] | None,
+    vectors: Tensor | None = None,
     seed: int,
     chunk_size: int,
     options: Mapping[str, SamplingOptions] | None = None,
@@ -129,8 +141,9 @@ def generate(
 
     Args:
         hierarchy: with a prior for every level that is not given.
-        samples: their numbers; sample i depends on (seed, i) and its label alone.
+        samples: their numbers; sample i depends on (seed, i), its label and its vector alone.
         labels: a class for each sample, -1 for none.
+        vectors: `[n, V]`, a vector for each sample, NaN throughout for none, of priors that are conditioned on them.
         seed: of the noise.
         chunk_size: samples drawn at a time.
         options: how codes are drawn, by level name; what the priors were saved with by default. Those of levels that
@@ -143,9 +156,10 @@ def generate(
 
     Raises:
         CheckpointError: where a level has neither prior nor codes.
-        DataError: where a label is not a class, options or codes are for a level that there is not, or codes do not
-            fit theirs.
-        ConfigurationError: where guidance is asked for, and the prior has no classes; or a level has no codes.
+        DataError: where a label is not a class, vectors are not those of the priors, options or codes are for a level
+            that there is not, or codes do not fit theirs.
+        ConfigurationError: where guidance is asked for, and the prior has neither classes nor vectors; or a level has
+            no codes.
     """
     given = given or {}
     _require_levels(hierarchy, given=given, options=options or {})
@@ -155,6 +169,7 @@ def generate(
         hierarchy.grids,
         samples=samples,
         labels=labels,
+        vectors=vectors,
         seed=seed,
         options={**hierarchy.options, **(options or {})},
         given=given,

@@ -12,7 +12,8 @@ from hvq.distributed import Reduction
 from hvq.evaluation.generation import level_code_shape
 from hvq.evaluation.likelihood import LIKELIHOODS, PixelPairs, bits_per_dimension
 from hvq.evaluation.measured import Measured, Numbers
-from hvq.priors.guidance import num_classes
+from hvq.priors import Prior
+from hvq.priors.guidance import num_classes, vector_size
 from hvq.priors.likelihood import nats_per_code
 from hvq.storage import Hierarchy, RunFolder, encoder_hash
 
@@ -39,7 +40,11 @@ def measure_priors(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, redu
     # The first rows are the images as they are; augmented ones come later.
     seen = Subset(training, spread_rows(training.num_images, len(held_out)))
     priors: Numbers = {}
+    left_out: dict[str, str] = {}
     for name, prior in hierarchy.priors.items():
+        if reason := _why_no_nats(prior, held_out, training):
+            left_out[f"priors.{name}"] = reason
+            continue
         nats = {
             what: nats_per_code(
                 prior,
@@ -55,7 +60,18 @@ def measure_priors(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, redu
         priors[name] = nats | references
     given = _given_the_class(hierarchy)
     about = _ABOUT_PRIORS.format(given=given, without=", without the class" if given else "")
-    return Measured({"priors": priors}, {"priors": about})
+    return Measured({"priors": priors}, {"priors": about, **left_out})
+
+
+def _why_no_nats(prior: Prior, *codes: CodeFolder) -> str:
+    """Why a prior cannot be measured on codes; empty where it can."""
+    wanted, found = vector_size(prior), {folder.vector_size for folder in codes}
+    if not wanted or found == {wanted}:
+        return ""
+    return (
+        f"left out, since the prior is given a vector of {wanted} numbers for each image, and the codes have "
+        f"{' and '.join(str(size) if size else 'none' for size in sorted(found))}; extract them with data.vectors"
+    )
 
 
 def measure_bits(hierarchy: Hierarchy, priors: Numbers) -> Measured:
@@ -74,7 +90,7 @@ def measure_bits(hierarchy: Hierarchy, priors: Numbers) -> Measured:
     without = [name for name in hierarchy.autoencoder.level_names if name not in priors]
     texts = [_ABOUT_BITS]
     if priors:
-        uniform = f"; of {', '.join(without)}, which has no prior, log2 K" if without else ""
+        uniform = f"; of {', '.join(without)}, of which no prior is measured, log2 K" if without else ""
         given = _given_the_class(hierarchy)
         texts.append(f"priors: mean over held-out images of minus log2 of the codes' probability{given}{uniform}")
     numbers = {"raw": raw, "priors": under_priors if priors else None}
@@ -128,5 +144,7 @@ def measure_likelihood(
 
 def _given_the_class(hierarchy: Hierarchy) -> str:
     """What the nats and bits of priors that know classes are given, in words; empty of those that know none."""
-    text = " given the class of each image that has one, whose own bits are not counted"
-    return text if any(map(num_classes, hierarchy.priors.values())) else ""
+    priors = hierarchy.priors.values()
+    told = ["the class of each image that has one"] * any(map(num_classes, priors))
+    told += ["its vector"] * any(map(vector_size, priors))
+    return f" given {' and '.join(told)}, whose own bits are not counted" if told else ""

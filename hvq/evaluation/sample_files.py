@@ -24,6 +24,7 @@ from hvq.evaluation.generation import check_level_codes
 from hvq.files import read_tensors, write_tensors
 from hvq.level_names import in_level_order
 from hvq.priors import SamplingOptions
+from hvq.priors.guidance import vector_size
 from hvq.storage import Hierarchy, encoder_hash
 
 TENSORS = "samples.safetensors"
@@ -53,7 +54,7 @@ class Samples:
     """Samples, with the codes of all levels or of some.
 
     Attributes:
-        numbers: int64 `[n]`; a sample depends on seed, number and label alone.
+        numbers: int64 `[n]`; a sample depends on seed, number, label and vector alone.
         labels: int64 `[n]`, -1 for none.
         seed: of the noise.
         options: how codes were drawn, by level name.
@@ -62,6 +63,7 @@ class Samples:
         candidates: how many were drawn to choose these from; n where all of them are here.
         chosen: n where these are the ones that a classifier was surest of, 0 where none chose among the candidates.
         precision: of the priors' weights while codes were drawn.
+        vectors: float32 `[n, V]` that they were drawn given; None without.
     """
 
     numbers: Tensor
@@ -73,6 +75,7 @@ class Samples:
     candidates: int = 0
     chosen: int = 0
     precision: Precision = "float32"
+    vectors: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -85,6 +88,7 @@ class Samples:
             labels=self.labels[rows],
             codes={name: codes[rows] for name, codes in self.codes.items()},
             images=None if self.images is None else self.images[rows],
+            vectors=None if self.vectors is None else self.vectors[rows],
             chosen=0,
         )
 
@@ -142,6 +146,7 @@ def read_samples_file(path: Path, hierarchy: Hierarchy) -> Samples:
         candidates=description.candidates,
         chosen=description.chosen_of(len(labels)),
         precision=description.precision,
+        vectors=_vectors(tensors, hierarchy, path),
     )
 
 
@@ -220,6 +225,8 @@ def _tensors(samples: Samples) -> dict[str, Tensor]:
     tensors = {"numbers": samples.numbers, "labels": samples.labels}
     if samples.images is not None:
         tensors["images"] = samples.images
+    if samples.vectors is not None:
+        tensors["vectors"] = samples.vectors
     return tensors | {f"codes.{name}": codes for name, codes in samples.codes.items()}
 
 
@@ -243,6 +250,20 @@ def _columns(tensors: Mapping[str, Tensor], path: Path) -> tuple[Tensor, Tensor]
                 f"{path} must hold int64 {name}, one for each sample; received {column.dtype} {list(column.shape)}"
             )
     return numbers, labels
+
+
+def _vectors(tensors: Mapping[str, Tensor], hierarchy: Hierarchy, path: Path) -> Tensor | None:
+    """The vectors of samples, where they are those of the hierarchy's priors."""
+    vectors = tensors.get("vectors")
+    if vectors is None:
+        return None
+    sizes = {size for prior in hierarchy.priors.values() if (size := vector_size(prior))}
+    if vectors.dtype != torch.float32 or any(vectors.shape != (len(tensors["labels"]), size) for size in sizes):
+        raise CheckpointError(
+            f"vectors in {path} must be float32, one of {', '.join(map(str, sizes))} numbers for each sample; received "
+            f"{vectors.dtype} {list(vectors.shape)}: the samples are of another run"
+        )
+    return vectors
 
 
 def _check_labels(labels: Tensor, classes: int, path: Path) -> None:

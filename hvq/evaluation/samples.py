@@ -13,7 +13,7 @@ from torch import Tensor
 from hvq.config import RunConfig
 from hvq.data import Sources, build_sources
 from hvq.distributed import Reduction
-from hvq.errors import CheckpointError
+from hvq.errors import CheckpointError, ConfigurationError
 from hvq.evaluation.generation import Generated, generate, level_code_shape
 from hvq.evaluation.pictures import sample_grid
 from hvq.evaluation.rejection import candidate_labels, check_share, fit_judge
@@ -66,6 +66,7 @@ def draw_samples(
     labels: Sequence[int],
     *,
     reduction: Reduction,
+    vectors: Tensor | None = None,
     seed: int | None = None,
     what: str = "samples",
     numbers: Sequence[int] | None = None,
@@ -81,6 +82,7 @@ def draw_samples(
             in that one; it is left as it is.
         labels: a class for each sample.
         reduction: over the processes that share the work.
+        vectors: `[n, V]`, a vector for each sample; None without.
         seed: of the noise; the run's by default.
         what: is drawn, for the bar, which names the level too.
         numbers: of the samples; from 0 on by default.
@@ -97,6 +99,7 @@ def draw_samples(
             hierarchy.with_prior_precision(config.sampling.precision),
             samples=range(len(labels)) if numbers is None else numbers,
             labels=labels,
+            vectors=vectors,
             seed=config.seed if seed is None else seed,
             chunk_size=config.chunk_size,
             options=sampling_options(config, hierarchy),
@@ -133,6 +136,7 @@ def sample_run(
     *,
     reduction: Reduction,
     labels: Sequence[int] | None = None,
+    vectors: Tensor | None = None,
     seed: int | None = None,
     from_codes: Path | None = None,
     keep: float | None = None,
@@ -149,6 +153,8 @@ def sample_run(
         hierarchy: with a prior for every level that is not taken from a file.
         reduction: over the processes that share the work.
         labels: classes to draw; by default those of `from_codes`, or else `sampling.samples_per_class` of each.
+        vectors: float32 `[n, V]`, a vector for each sample, which `labels` then are as many as; by default those of
+            `from_codes`, or else none: priors that are conditioned on vectors draw as they do where these are hidden.
         seed: of the noise; by default that of `from_codes`, or else the run's.
         from_codes: samples, as a folder or a safetensors file; levels that are found there are taken, the rest drawn.
         keep: share of the candidates to keep, those that a classifier of real images is surest of; so many more are
@@ -158,10 +164,21 @@ def sample_run(
     Raises:
         CheckpointError: where a prior is missing, or the samples of `from_codes` are not of this run, not those that
             are asked for, or not there for every process.
-        ConfigurationError: where `keep` is not in (0, 1], or guidance is asked for without classes.
-        DataError: where `keep` is asked for, and there are no classes or no real images.
+        ConfigurationError: where `keep` is not in (0, 1] or asked for with vectors, or guidance is asked for without
+            classes and vectors.
+        DataError: where `keep` is asked for, and there are no classes or no real images, or vectors are not those of
+            the priors.
     """
-    samples = _begun(config, hierarchy, labels=labels, seed=seed, from_codes=from_codes, keep=keep, reduction=reduction)
+    samples = _begun(
+        config,
+        hierarchy,
+        labels=labels,
+        vectors=vectors,
+        seed=seed,
+        from_codes=from_codes,
+        keep=keep,
+        reduction=reduction,
+    )
     judge, drawn = None, any(name not in samples.codes for name in hierarchy.grids)
     if keep is not None:
         # Before anything is drawn, so that missing images are noticed at once.
@@ -186,21 +203,30 @@ def _begun(
     hierarchy: Hierarchy,
     *,
     labels: Sequence[int] | None,
+    vectors: Tensor | None,
     seed: int | None,
     from_codes: Path | None,
     keep: float | None,
     reduction: Reduction,
 ) -> Samples:
     """What is to be drawn, and the codes that are there already; the same on every process."""
+    vectors = None if vectors is None else vectors.float()
     if keep is not None:
         check_share(keep)
+        if vectors is not None:
+            raise ConfigurationError(
+                "the surest samples are kept of those of a class, and each vector has one sample: keep all, or draw "
+                "without vectors"
+            )
+    if labels is None and vectors is not None:
+        labels = [-1] * len(vectors)
     if labels is None and from_codes is None:
         labels = class_labels(len(hierarchy.classes), config.sampling.samples_per_class)
     if labels is not None and keep is not None:
         labels = candidate_labels(labels, keep)
     if from_codes is not None:
         return read_everywhere(
-            lambda: _taken(config, hierarchy, labels, seed, from_codes),
+            lambda: _taken(config, hierarchy, labels, vectors, seed, from_codes),
             reduction=reduction,
             device=next(hierarchy.autoencoder.parameters()).device,
             path=from_codes,
@@ -212,6 +238,7 @@ def _begun(
         seed=config.seed if seed is None else seed,
         candidates=len(labels),
         precision=config.sampling.precision,
+        vectors=vectors,
     )
 
 
@@ -228,11 +255,16 @@ def is_left(path: Path, run: RunFolder) -> bool:
 
 
 def _taken(
-    config: RunConfig, hierarchy: Hierarchy, labels: Sequence[int] | None, seed: int | None, path: Path
+    config: RunConfig,
+    hierarchy: Hierarchy,
+    labels: Sequence[int] | None,
+    vectors: Tensor | None,
+    seed: int | None,
+    path: Path,
 ) -> Samples:
     """The samples of a file, where they are those that are asked for."""
     samples = read_samples_file(path, hierarchy)
-    _require_asked_for(samples, labels, seed, path)
+    _require_asked_for(samples, labels, vectors, seed, path)
     missing = [name for name in hierarchy.grids if name not in samples.codes]
     if missing and samples.precision != config.sampling.precision:
         raise CheckpointError(
@@ -243,7 +275,9 @@ def _taken(
     return samples
 
 
-def _require_asked_for(samples: Samples, labels: Sequence[int] | None, seed: int | None, path: Path) -> None:
+def _require_asked_for(
+    samples: Samples, labels: Sequence[int] | None, vectors: Tensor | None, seed: int | None, path: Path
+) -> None:
     if seed is not None and seed != samples.seed:
         raise CheckpointError(
             f"the samples in {path} are of seed {samples.seed}; asked for is seed {seed}: leave it out to go on with "
@@ -253,6 +287,11 @@ def _require_asked_for(samples: Samples, labels: Sequence[int] | None, seed: int
         raise CheckpointError(
             f"the {len(samples)} samples in {path} are not of the {len(labels)} classes, in their order, that are "
             "asked for: leave the classes out to go on with theirs, or draw new ones"
+        )
+    if vectors is not None and (samples.vectors is None or not torch.equal(samples.vectors, vectors)):
+        raise CheckpointError(
+            f"the samples in {path} are not of the vectors that are asked for: leave these out to go on with theirs, "
+            "or draw new ones"
         )
 
 
@@ -281,6 +320,7 @@ def _finished(
         hierarchy,
         samples.labels.tolist(),
         reduction=reduction,
+        vectors=samples.vectors,
         seed=samples.seed,
         numbers=samples.numbers.tolist(),
         given=samples.codes,

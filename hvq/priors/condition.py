@@ -17,6 +17,7 @@ from hvq.errors import ConfigurationError, DataError
 from hvq.level_names import in_level_order
 from hvq.priors.embedding import CodeEmbedding
 from hvq.priors.taps import CodeTaps, offsets_around
+from hvq.priors.vector_reader import VectorReader, hidden_rows
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,22 @@ class Condition:
         codes: integers `[B, *grid of that level]` of every coarser level, by name; `[B, *grid, G]` where G > 1.
         labels: int64 `[B]`, the class; -1, or None for the whole batch, where it is unknown or hidden.
         features: `[B, F, *any grid]`, a dense map, resized to the level's grid.
-        vector: `[B, V]`, such as a text embedding or attributes.
+        vector: `[B, V]`, such as a text embedding or attributes; a row of NaN, or None for the whole batch, where it is
+            unknown or hidden.
     """
 
     codes: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
     features: Tensor | None = None
     vector: Tensor | None = None
+
+    @property
+    def told(self) -> Tensor | None:
+        """bool `[B]`: samples whose class or vector is known; None where none is."""
+        known = [] if self.labels is None else [self.labels >= 0]
+        if self.vector is not None:
+            known.append(~hidden_rows(self.vector))
+        return torch.stack(known).any(dim=0) if known else None
 
 
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -113,6 +123,7 @@ class ConditionEncoder(nn.Module):
             raise ConfigurationError(f"spatial_dims must be 1, 2 or 3; received {spatial_dims}")
         self.coarser = dict(coarser)
         self.num_classes = num_classes
+        self.vector_size = vector_size
         several = dict(coarser_codes_per_position or {})
         embed = _CodeConvolution if gated else CodeEmbedding
         self.embeddings = nn.ModuleDict(
@@ -131,7 +142,7 @@ class ConditionEncoder(nn.Module):
         # The last row stands for a class that is unknown.
         self.classes = nn.Embedding(num_classes + 1, channels)
         self.dense = _CONVOLUTIONS[spatial_dims](feature_channels, channels, 1) if feature_channels else None
-        self.vector = nn.Linear(vector_size, channels) if vector_size else None
+        self.vector = VectorReader(vector_size, channels) if vector_size else None
 
     @staticmethod
     def _block(channels: int, spatial_dims: int, gated: bool) -> nn.Module:
@@ -159,9 +170,12 @@ class ConditionEncoder(nn.Module):
         Raises:
             DataError: as above.
         """
-        _check_presence(condition.vector, self.vector, "a vector")
-        of_class = self.classes(self._class_rows(condition.labels, batch))
-        return of_class if self.vector is None else of_class + self.vector(condition.vector)
+        of_class: Tensor = self.classes(self._class_rows(condition.labels, batch))
+        if self.vector is None:
+            if condition.vector is not None:
+                raise DataError("the condition has a vector; this prior was built without")
+            return of_class
+        return of_class + self.vector(condition.vector, batch)
 
     def _class_rows(self, labels: Tensor | None, batch: int) -> Tensor:
         device = self.classes.weight.device

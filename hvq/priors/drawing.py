@@ -25,8 +25,8 @@ class SamplingOptions:
         temperature: divides the logits; 0 takes the most probable code.
         top_k: draw among the k most probable codes only.
         top_p: draw among the most probable codes that together hold this share.
-        guidance: how far logits move from those without the class through those with it; 1 takes the latter as they
-            are, more is truer to the class and less diverse (classifier-free guidance, arXiv 2207.12598).
+        guidance: how far logits move from those without class and vector through those with them; 1 takes the latter as
+            they are, more is truer to them and less diverse (classifier-free guidance, arXiv 2207.12598).
     """
 
     temperature: float = 1.0

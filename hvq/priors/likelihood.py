@@ -16,6 +16,7 @@ from hvq.data import CodeBatch
 from hvq.distributed import Reduction
 from hvq.priors.base import Prior
 from hvq.priors.condition import Condition
+from hvq.priors.guidance import vector_size
 from hvq.randomness import uniform
 
 
@@ -26,8 +27,9 @@ def prior_inputs(
     level_names: Sequence[str],
     device: torch.device,
     hidden_labels: Tensor | None = None,
+    hidden_vectors: Tensor | None = None,
 ) -> tuple[Tensor, Condition]:
-    """The codes `[B, h, w]` that a level's prior predicts, and what it is told: coarser codes, and the class.
+    """The codes `[B, h, w]` that a level's prior predicts, and what it is told: coarser codes, class and vector.
 
     Args:
         batch: codes of all levels.
@@ -35,15 +37,27 @@ def prior_inputs(
         level_names: of the hierarchy, coarse to fine.
         device: where the tensors go.
         hidden_labels: bool `[B]`, samples whose class is not told.
+        hidden_vectors: bool `[B]`, samples whose vector is not told, where there are vectors.
     """
     coarser = level_names[: level_names.index(level)]
     labels = batch.labels if hidden_labels is None else batch.labels.masked_fill(hidden_labels, -1)
-    condition = Condition(codes={name: batch.codes[name].to(device) for name in coarser}, labels=labels.to(device))
+    vectors = batch.vectors
+    if vectors is not None and hidden_vectors is not None:
+        vectors = vectors.masked_fill(hidden_vectors.unsqueeze(1), torch.nan)
+    condition = Condition(
+        codes={name: batch.codes[name].to(device) for name in coarser},
+        labels=labels.to(device),
+        vector=None if vectors is None else vectors.to(device),
+    )
     return batch.codes[level].to(device), condition
 
 
 def hidden_labels(batch: CodeBatch, *, seed: int, share: float) -> Tensor:
-    """bool `[B]`, label drop-out: a function of (seed, epoch, row)."""
+    """bool `[B]`, label drop-out: a function of (seed, epoch, row).
+
+    One draw decides of label and vector: hidden for the same share, they are hidden together, which is what guidance
+    asks for; of two shares, the samples of the smaller are among those of the larger.
+    """
     draws = uniform(seed, "label dropout", batch.epochs.numpy(), batch.indices.numpy())
     return torch.from_numpy(draws < share)
 
@@ -63,7 +77,7 @@ def nats_per_code(
     Args:
         prior: of the level; its mode is left as it was.
         batches: the share of this process, at most `chunk_size` rows each; those without rows are forwards all the
-            same.
+            same. Vectors are told to a prior that is conditioned on any.
         level: whose codes.
         level_names: of the hierarchy, coarse to fine.
         chunk_size: rows of each forward; short batches are filled up.
@@ -71,10 +85,11 @@ def nats_per_code(
     """
     was_training = prior.training
     prior.eval()
-    device = next(prior.parameters()).device
+    device, takes_vectors = next(prior.parameters()).device, vector_size(prior) > 0
     total = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
-        targets, condition = prior_inputs(_filled(batch, chunk_size), level, level_names=level_names, device=device)
+        filled = _filled(batch, chunk_size, with_vectors=takes_vectors)
+        targets, condition = prior_inputs(filled, level, level_names=level_names, device=device)
         logits = prior(targets, condition)[: len(batch)].double()
         targets = targets[: len(batch)]
         total[0] += functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum")
@@ -84,10 +99,12 @@ def nats_per_code(
     return nats / max(1.0, count)
 
 
-def _filled(batch: CodeBatch, length: int) -> CodeBatch:
+def _filled(batch: CodeBatch, length: int, *, with_vectors: bool) -> CodeBatch:
+    vectors = batch.vectors if with_vectors else None
     return CodeBatch(
         codes={name: padded_rows(codes, length) for name, codes in batch.codes.items()},
         labels=padded_rows(batch.labels, length),
         indices=padded_rows(batch.indices, length),
         epochs=padded_rows(batch.epochs, length),
+        vectors=None if vectors is None else padded_rows(vectors, length),
     )

@@ -15,8 +15,9 @@ from hvq.errors import DataError
 from hvq.level_names import in_level_order
 from hvq.priors.base import Prior
 from hvq.priors.drawing import SamplingOptions
-from hvq.priors.guidance import num_classes, require_classes
+from hvq.priors.guidance import num_classes, require_guide, vector_size
 from hvq.priors.known import Fixed, check_codes, check_fixed
+from hvq.priors.vector_reader import check_rows
 
 
 def code_shape(prior: Prior, grid: Sequence[int]) -> tuple[int, ...]:
@@ -36,6 +37,7 @@ class Request:
         options: how codes are drawn, by level name.
         given: codes of whole levels.
         fixed: codes and mask of some positions of a level.
+        vectors: `[n, V]`, NaN throughout for none; None where no sample has one.
     """
 
     priors: Mapping[str, Prior]
@@ -45,6 +47,7 @@ class Request:
     options: Mapping[str, SamplingOptions]
     given: Mapping[str, Tensor]
     fixed: Mapping[str, Fixed]
+    vectors: Tensor | None = None
 
     @property
     def level_names(self) -> tuple[str, ...]:
@@ -58,8 +61,8 @@ class Request:
         """Refuse what does not fit together.
 
         Raises:
-            DataError: where names, numbers of rows, labels or codes do not fit.
-            ConfigurationError: where a prior without classes is to be guided.
+            DataError: where names, numbers of rows, labels, vectors or codes do not fit.
+            ConfigurationError: where a prior without classes and vectors is to be guided.
         """
         self._check_names()
         if len(self.numbers) != len(self.labels):
@@ -67,6 +70,7 @@ class Request:
                 f"each sample takes one label, -1 for none; received {len(self.numbers)} samples and "
                 f"{len(self.labels)} labels"
             )
+        self._check_vectors()
         for name in self.level_names:
             if name in self.given:
                 self._check_given(name)
@@ -115,7 +119,7 @@ class Request:
                 f"level {name} is drawn given {', '.join(prior.coarser)}; missing {', '.join(missing)}: pass a prior "
                 "for each, or its codes as given"
             )
-        require_classes(prior, name, self.options.get(name, SamplingOptions()).guidance)
+        require_guide(prior, name, self.options.get(name, SamplingOptions()).guidance)
         self._check_labels(num_classes(prior))
         if name in self.fixed:
             check_fixed(
@@ -125,6 +129,20 @@ class Request:
                 axes=len(grid),
                 codebook_size=prior.codebook_size,
             )
+
+    def _check_vectors(self) -> None:
+        if self.vectors is None:
+            return
+        sizes = {name: size for name, prior in self.priors.items() if (size := vector_size(prior))}
+        if not sizes:
+            raise DataError("there are vectors, and none of the priors was trained with any; leave them out")
+        for name, size in sizes.items():
+            if tuple(self.vectors.shape) != (len(self.numbers), size) or not self.vectors.is_floating_point():
+                raise DataError(
+                    f"each sample takes one vector, floating point {[len(self.numbers), size]} for the prior of level "
+                    f"{name}; received {self.vectors.dtype} {list(self.vectors.shape)}"
+                )
+        check_rows(self.vectors, "vectors")
 
     def _check_labels(self, classes: int) -> None:
         """What the prior itself refuses, but for all samples at once: a process must not fail on its share alone."""

@@ -1,4 +1,4 @@
-"""Codes drawn from priors, level by level; sample i depends on (seed, i) and its label alone.
+"""Codes drawn from priors, level by level; sample i depends on (seed, i), its label and its vector alone.
 
 Letters: B batch, n samples, h w grid, K codebook size, G codes per position.
 """
@@ -18,7 +18,7 @@ from hvq.distributed import Reduction
 from hvq.priors.base import Prior
 from hvq.priors.condition import Condition
 from hvq.priors.drawing import SamplingOptions, draw, gumbel_noise
-from hvq.priors.guidance import guided_logits, require_classes, with_and_without_class
+from hvq.priors.guidance import guided_logits, require_guide, vector_size, with_and_without_class
 from hvq.priors.known import Fixed, check_fixed, flat_fixed
 from hvq.priors.request import Request, code_shape
 
@@ -57,7 +57,7 @@ def sample_level(
         after_position: called after each code of the grid, for a progress bar.
 
     Raises:
-        ConfigurationError: where guidance is asked for, and the prior has no classes.
+        ConfigurationError: where guidance is asked for, and the prior has neither classes nor vectors.
         DataError: where fixed codes do not fit.
     """
     options, shape = options or SamplingOptions(), code_shape(prior, grid)
@@ -80,6 +80,7 @@ def sample_hierarchy(
     *,
     samples: Sequence[int],
     labels: Sequence[int] | None = None,
+    vectors: Tensor | None = None,
     seed: int = 0,
     options: Mapping[str, SamplingOptions] | None = None,
     given: Mapping[str, Tensor] | None = None,
@@ -89,7 +90,7 @@ def sample_hierarchy(
     after_position: AfterPosition | None = None,
     after_level: AfterLevel | None = None,
 ) -> dict[str, Tensor]:
-    """Codes of all levels, coarse to fine, each drawn given the coarser ones and the class.
+    """Codes of all levels, coarse to fine, each drawn given the coarser ones, the class and the vector.
 
     Models run on chunks of one size, the last one filled up, so that a sample is the same whatever else is drawn. A
     level is drawn for all samples before the next one is begun; processes take chunks in turn, and all get everything.
@@ -97,8 +98,9 @@ def sample_hierarchy(
     Args:
         priors: by level name, in any order, in evaluation mode; a level whose codes are given needs none.
         grids: (h, w) of each level.
-        samples: numbers of the n samples; sample i depends on (seed, i) and its label alone.
+        samples: numbers of the n samples; sample i depends on (seed, i), its label and its vector alone.
         labels: a class for each sample, -1 for none.
+        vectors: `[n, V]`, a vector for each sample, NaN throughout for none, where priors are conditioned on them.
         seed: of the noise.
         options: temperature, cuts and guidance by level name.
         given: codes `[n, h, w]`, or `[n, h, w, G]`, of levels that are taken as they are.
@@ -112,13 +114,14 @@ def sample_hierarchy(
         int64 `[n, h, w]`, or `[n, h, w, G]`, on the CPU, by level name, coarse to fine.
 
     Raises:
-        DataError: where samples and labels differ in number, a label is out of range, options, `given` or `fixed` name
-            no level, their codes do not fit, or a level that another one is conditioned on has neither prior nor codes.
-        ConfigurationError: where guidance is asked for, and the prior has no classes.
+        DataError: where samples, labels and vectors differ in number, a label is out of range, vectors are not those of
+            the priors, options, `given` or `fixed` name no level, their codes do not fit, or a level that another one
+            is conditioned on has neither prior nor codes.
+        ConfigurationError: where guidance is asked for, and the prior has neither classes nor vectors.
     """
     numbers = torch.tensor(list(samples), dtype=torch.int64)
     classes = torch.full_like(numbers, -1) if labels is None else torch.tensor(list(labels), dtype=torch.int64)
-    request = Request(priors, grids, numbers, classes, options or {}, given or {}, fixed or {})
+    request = Request(priors, grids, numbers, classes, options or {}, given or {}, fixed or {}, vectors)
     request.check()
     codes: dict[str, Tensor] = {}
     for name in request.level_names:
@@ -145,8 +148,8 @@ class _Logits:
     def __init__(
         self, prior: Prior, condition: Condition, batch: int, grid: Sequence[int], *, level: str, guidance: float
     ) -> None:
-        require_classes(prior, level, guidance)
-        self._prior, self._labels, self._guidance = prior, condition.labels, guidance
+        require_guide(prior, level, guidance)
+        self._prior, self._told, self._guidance = prior, condition.told, guidance
         # Also where no sample has a class: what a sample becomes must not depend on the labels of others.
         self._twice = guidance != 1
         if self._twice:
@@ -157,7 +160,7 @@ class _Logits:
         if self._twice and previous is not None:
             previous = previous.repeat(2)
         logits, self._cache = self._prior.step(previous, self._cache)
-        return guided_logits(logits, self._labels, self._guidance) if self._twice else logits
+        return guided_logits(logits, self._told, self._guidance) if self._twice else logits
 
 
 def _kept(prior: Prior, fixed: Fixed, batch: int, grid: Sequence[int], level: str) -> Fixed:
@@ -189,7 +192,7 @@ def _draw_level(
         filled = padded_rows(rows, chunk_size)
         codes = sample_level(
             prior,
-            _condition(prior, request.labels[filled], {level: coarser[level][filled] for level in prior.coarser}),
+            _condition(request, prior, coarser, filled),
             request.grids[name],
             level=name,
             samples=request.numbers[filled].tolist(),
@@ -205,9 +208,14 @@ def _draw_level(
     return reduction.concatenate(torch.cat(drawn).to(device)).cpu()[order]
 
 
-def _condition(prior: Prior, labels: Tensor, codes: Mapping[str, Tensor]) -> Condition:
-    device = _device(prior)
-    return Condition(codes={name: code.to(device) for name, code in codes.items()}, labels=labels.to(device))
+def _condition(request: Request, prior: Prior, coarser: Mapping[str, Tensor], rows: Tensor) -> Condition:
+    """What a prior is told of some samples."""
+    device, vectors = _device(prior), request.vectors
+    return Condition(
+        codes={name: coarser[name][rows].to(device) for name in prior.coarser},
+        labels=request.labels[rows].to(device),
+        vector=None if vectors is None or not vector_size(prior) else vectors.cpu()[rows].to(device),
+    )
 
 
 def _rows(fixed: Fixed | None, rows: Tensor) -> Fixed | None:

@@ -169,7 +169,10 @@ def _settings(
     images = told_by_the_first(source, optimization.reduction, accelerator.device, contents=False)
     own = {"mixed_precision": accelerator.mixed_precision, "names_of_images": images}
     networks = {f"network_of_{name}": distance.name for name, distance in distances.items()}
-    return {**config.parts("seed", "data", "autoencoder", "autoencoder_training"), **own, **networks}
+    settings = config.parts("seed", "data", "autoencoder", "autoencoder_training")
+    # Vectors are for the priors.
+    settings["data"].pop("vectors")
+    return {**settings, **own, **networks}
 
 
 def _already_trained(run: RunFolder, accelerator: Accelerator) -> Autoencoder:

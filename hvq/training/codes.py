@@ -19,10 +19,12 @@ from hvq.data import (
     CodesDescription,
     ImageSource,
     Sources,
+    build_vectors,
     ordered_batches,
 )
 from hvq.data.code_files import Counts, empty_counts
 from hvq.data.pixels import bytes_to_model
+from hvq.data.vectors import hash_vectors
 from hvq.distributed import Reduction, current_reduction
 from hvq.progress import Progress, progress_bar
 from hvq.storage import RunFolder, encoder_hash, load_autoencoder, require_channels
@@ -44,7 +46,8 @@ def extract_codes(
     """Encode both splits with the autoencoder of a run, and leave the codes in the run folder.
 
     Codes that are there stay until those of both splits are whole. Which images a file holds, and the codes of each,
-    depend neither on the number of processes nor on interruptions.
+    depend neither on the number of processes nor on interruptions. Vectors of the images lie beside them, where
+    `data.vectors` names any.
 
     Args:
         config: of the whole run; `extraction.augmented_epochs` says how often training images are encoded.
@@ -52,12 +55,14 @@ def extract_codes(
         accelerator: of the processes; made from the configuration by default.
         sources: the images; those of `config.data` by default.
         resume: keep the files of codes that are whole, and of this autoencoder, these images and these settings; they
-            may be of an interrupted call with another number of processes. Codes that are whole are left as they are.
+            may be of an interrupted call with another number of processes. Codes that are whole are left as they are;
+            vectors are not among what they depend on, and are put beside them.
 
     Raises:
         CheckpointError: where the autoencoder is missing or damaged.
         ConfigurationError: where a level has no codes, for its bottleneck is Gaussian.
-        DataError: where the images are smaller than its coarsest stride, or have other channels.
+        DataError: where the images are smaller than its coarsest stride, or have other channels, or the vectors do not
+            fit them.
         HVQError: where the disk is full, or nothing may be written there.
     """
     started = time.perf_counter()
@@ -68,18 +73,20 @@ def extract_codes(
     sources = sources or build_sources_in_turn(config.data, config.seed, accelerator)
     require_channels(about.autoencoder.channels, sources.train.channels)
     reduction = current_reduction()
+    vectors = build_vectors(config.data.vectors, sources)
     splits = [
         _Split(
             config=config,
             model=model,
             source=source,
-            extraction=CodeExtraction(run.codes, name, _describe(config, model, source, epochs, reduction)),
+            extraction=CodeExtraction(run.codes, name, _describe(config, model, source, epochs, reduction, of_images)),
+            vectors=of_images,
             accelerator=accelerator,
             reduction=reduction,
         )
-        for name, source, epochs in (
-            (SPLITS[0], sources.train, config.extraction.augmented_epochs),
-            (SPLITS[1], sources.validation, 1),
+        for name, source, epochs, of_images in (
+            (SPLITS[0], sources.train, config.extraction.augmented_epochs, vectors[0]),
+            (SPLITS[1], sources.validation, 1, vectors[1]),
         )
     ]
     for split in splits:
@@ -90,7 +97,7 @@ def extract_codes(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for split, their_counts in zip(splits, counts, strict=True):
-            split.extraction.finish(their_counts)
+            split.extraction.finish(their_counts, split.vectors)
         if any(shards for shards, _ in missing):
             # What was there already has its seconds already.
             run.add_seconds("codes", time.perf_counter() - started)
@@ -98,7 +105,12 @@ def extract_codes(
 
 
 def _describe(
-    config: RunConfig, model: Autoencoder, source: ImageSource, epochs: int, reduction: Reduction
+    config: RunConfig,
+    model: Autoencoder,
+    source: ImageSource,
+    epochs: int,
+    reduction: Reduction,
+    vectors: Tensor | None,
 ) -> CodesDescription:
     height, width = source.size
     return CodesDescription(
@@ -117,6 +129,8 @@ def _describe(
         num_images=len(source),
         augmented_epochs=epochs,
         images_per_shard=config.extraction.images_per_shard,
+        vector_size=0 if vectors is None else vectors.shape[1],
+        vectors_hash="" if vectors is None else hash_vectors(vectors),
     )
 
 
@@ -134,6 +148,7 @@ class _Split:
     model: Autoencoder
     source: ImageSource
     extraction: CodeExtraction
+    vectors: Tensor | None
     accelerator: Accelerator
     reduction: Reduction
 

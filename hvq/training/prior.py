@@ -12,10 +12,12 @@ from torch.nn import functional
 
 from hvq.config import PriorStageConfig, RunConfig
 from hvq.data import CodeBatch, CodeFolder
-from hvq.errors import ConfigurationError, DataError
+from hvq.data.code_vectors import vector_statistics
+from hvq.errors import CheckpointError, ConfigurationError, DataError
 from hvq.histograms import entropy
 from hvq.priors import Prior, build_prior
 from hvq.priors.likelihood import hidden_labels, prior_inputs
+from hvq.priors.vector_reader import standardize_vectors
 from hvq.storage import RunFolder, encoder_hash, load_autoencoder, load_prior, save_prior
 from hvq.storage.models import PriorDescription
 from hvq.training.beginning import Beginning
@@ -67,10 +69,12 @@ def fit_prior(
     Raises:
         ConfigurationError: where there is no such level.
         CheckpointError: where codes are missing, damaged, or of another autoencoder.
-        DataError: where codes of the level are all but constant, or the loss is never finite.
+        DataError: where codes of the level are all but constant, the loss is never finite, or the configuration names
+            vectors, and the codes have none.
     """
     accelerator = accelerator or make_accelerator(config, run)
     codes, held_out = open_codes(run, level)
+    _require_vectors(config, codes, held_out)
     stage, name, beginning = config.prior(level), f"prior.{level}", Beginning(resume, resume_at, init_from)
     with seeded(config.seed, name):
         prior = _build(stage, codes, level)
@@ -146,7 +150,7 @@ def _settings(
 def _losses(
     config: RunConfig, optimization: Optimization, codes: CodeFolder, level: str
 ) -> Callable[[CodeBatch], Losses]:
-    label_dropout = config.prior(level).training.label_dropout
+    training = config.prior(level).training
 
     def losses(batch: CodeBatch) -> Losses:
         targets, condition = prior_inputs(
@@ -154,7 +158,8 @@ def _losses(
             level,
             level_names=codes.level_names,
             device=optimization.accelerator.device,
-            hidden_labels=hidden_labels(batch, seed=config.seed, share=label_dropout),
+            hidden_labels=hidden_labels(batch, seed=config.seed, share=training.label_dropout),
+            hidden_vectors=hidden_labels(batch, seed=config.seed, share=training.vector_dropout),
         )
         logits = optimization.wrapped(targets, condition).float()
         nats = functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
@@ -183,6 +188,18 @@ def open_codes(run: RunFolder, level: str) -> tuple[CodeFolder, CodeFolder]:
     return train_codes, held_out
 
 
+def _require_vectors(config: RunConfig, codes: CodeFolder, held_out: CodeFolder) -> None:
+    """Refuse codes whose vectors are not those of one extraction, or not there although they are asked for."""
+    again = "extract the codes again, with --resume to keep those that are whole"
+    if config.data.vectors.train is not None and not codes.vector_size:
+        raise DataError(f"data.vectors.train names vectors, and the codes in {codes.path} have none; {again}")
+    if codes.vector_size != held_out.vector_size:
+        raise CheckpointError(
+            f"training codes in {codes.path.parent} have vectors of {codes.vector_size} numbers, and held-out ones of "
+            f"{held_out.vector_size}; {again}"
+        )
+
+
 def _refuse_collapse(codes: CodeFolder, level: str) -> None:
     """Refuse codes that a prior has nothing to learn from; of several per position, each has to tell something."""
     histograms = codes.counts(level)
@@ -202,14 +219,18 @@ def _refuse_collapse(codes: CodeFolder, level: str) -> None:
 
 def _build(stage: PriorStageConfig, codes: CodeFolder, level: str) -> Prior:
     several = codes.description.codes_per_position
-    return build_prior(
+    prior = build_prior(
         stage.model,
         codebook_size=codes.codebook_sizes[level],
         coarser=_coarser(codes, level),
         num_classes=len(codes.classes),
         codes_per_position=several.get(level, 1),
         coarser_codes_per_position=several,
+        vector_size=codes.vector_size,
     )
+    if codes.vectors is not None:
+        standardize_vectors(prior, *vector_statistics(codes.vectors))
+    return prior
 
 
 def _coarser(codes: CodeFolder, level: str) -> dict[str, int]:
@@ -226,6 +247,7 @@ def _describe(stage: PriorStageConfig, codes: CodeFolder, level: str, nats: floa
         codebook_size=codes.codebook_sizes[level],
         coarser=coarser,
         codes_per_position={name: several[name] for name in (*coarser, level) if name in several},
+        vector_size=codes.vector_size,
         grid=codes.grids[level],
         image_size=codes.image_size,
         classes=codes.classes,

@@ -50,7 +50,7 @@ BUILDERS: list[tuple[type[FrozenModel], Callable[..., object]]] = [
     (HubColumnsConfig, HubColumns),
 ]
 # Said of the run or the loader, or built from a configuration of its own.
-ELSEWHERE = {"kind", "workers", "augmentation", "streaming", "columns", "seed"}
+ELSEWHERE = {"kind", "workers", "augmentation", "streaming", "columns", "seed", "vectors"}
 
 
 @pytest.mark.parametrize(("config", "builder"), BUILDERS)

@@ -355,7 +355,7 @@ def test_without_classes_there_is_nothing_to_be_sure_of(copied_run: TrainedRun) 
     assert set(sampled(copied_run).labels.tolist()) == {-1}
     with pytest.raises(DataError, match="this run was trained without labels: keep all instead"):
         sampled(copied_run, keep=0.5)
-    with pytest.raises(ConfigurationError, match="guidance takes classes, and the prior of level top was trained"):
+    with pytest.raises(ConfigurationError, match="guidance takes classes or vectors, and the prior of level top"):
         sampled(copied_run, changes={"priors__top__sampling__guidance": 2.0})
     tensors, metadata = read_tensors(copied_run.run.samples / TENSORS, "samples")
     write_tensors(

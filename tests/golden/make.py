@@ -28,6 +28,7 @@ from hvq.priors import (
     TransformerPrior,
     sample_hierarchy,
 )
+from hvq.priors.vector_reader import standardize_vectors
 from hvq.quantizers import (
     FiniteScalarQuantizer,
     GaussianBottleneck,
@@ -46,6 +47,8 @@ EXPECTED = "expected.safetensors"
 # D, K of the two levels, and the size of images, all of which differ.
 DIMENSION, TOP, BOTTOM, SIZE = 6, 7, 11, (16, 24)
 CLASSES = ("cat", "dog", "owl")
+# V, of the vectors that a prior is told.
+VECTOR = 5
 Tensors = dict[str, Tensor]
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -75,7 +78,7 @@ def run_autoencoder(model: Autoencoder, given: Tensors) -> Tensors:
 @torch.no_grad()
 def run_prior(prior: Prior, given: Tensors) -> Tensors:
     """Logits by teacher forcing, and those of the first two steps of sampling."""
-    condition = Condition(codes={"top": given["top"]}, labels=given["labels"])
+    condition = Condition(codes={"top": given["top"]}, labels=given["labels"], vector=given.get("vectors"))
     codes = given["codes"]
     cache = prior.make_cache(condition, len(codes), codes.shape[1:])
     first, cache = prior.step(None, cache)
@@ -162,7 +165,23 @@ PRIORS: dict[str, Callable[[dict[str, int]], Prior]] = {
     "pixelcnn": lambda coarser: PixelCNNPrior(
         codebook_size=BOTTOM, coarser=coarser, num_classes=len(CLASSES), width=6, layers=2, context_blocks=1
     ),
+    "vectors": lambda coarser: _standardizing(
+        PixelCNNPrior(
+            codebook_size=BOTTOM,
+            coarser=coarser,
+            num_classes=len(CLASSES),
+            vector_size=VECTOR,
+            width=6,
+            layers=1,
+            context_blocks=1,
+        )
+    ),
 }
+
+
+def _standardizing(prior: Prior) -> Prior:
+    standardize_vectors(prior, torch.arange(VECTOR), 1 + torch.arange(VECTOR))
+    return prior
 
 
 def _autoencoder(ratios: dict[str, int], **fields: object) -> Autoencoder:
@@ -216,6 +235,9 @@ def _make_prior(name: str, folder: Path) -> tuple[Tensors, Tensors]:
         "top": torch.randint(TOP, (3, 2, 3)),
         "labels": torch.tensor([0, 2, -1]),
     }
+    if name == "vectors":
+        # One that is told, one of zeros, and one that is hidden.
+        given["vectors"] = torch.stack([torch.randn(VECTOR), torch.zeros(VECTOR), torch.full((VECTOR,), torch.nan)])
     return given, run_prior(prior, given)
 
 

@@ -29,7 +29,7 @@ def test_everything_is_brought_to_the_grid_and_added() -> None:
             + encoder.embeddings["middle"](given["middle"][:, row // 2, column // 2, None])
             + encoder.classes(labels)
             + encoder.dense(features)[:, :, row // 2, column // 4]
-            + encoder.vector(vector)
+            + encoder.vector(vector, 2)
         )
         assert torch.allclose(found[:, :, row, column], expected, atol=1e-6)
 
@@ -53,6 +53,14 @@ def test_unknown_classes_share_one_embedding() -> None:
     assert all(not torch.equal(one, none[:1]) for one in known)
 
 
+def test_what_is_told_is_a_class_or_a_vector() -> None:
+    labels, vector = torch.tensor([-1, 2, -1]), torch.tensor([[0.0, 0.0], [torch.nan] * 2, [torch.nan] * 2])
+    assert Condition().told is None
+    assert Condition(labels=labels).told.tolist() == [False, True, False]
+    assert Condition(vector=vector).told.tolist() == [True, False, False]
+    assert Condition(labels=labels, vector=vector).told.tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("labels", [[0, 3], [-2, 0]])
 def test_labels_out_of_range_are_refused_with_the_range(labels: list[int]) -> None:
     with pytest.raises(DataError, match=r"0 \.\. 2.* received"):
@@ -70,9 +78,9 @@ def test_a_prior_without_classes_takes_none_but_unknown_ones() -> None:
     ("arguments", "condition", "fault"),
     [
         ({"feature_channels": 2}, Condition(), "conditioned on a feature map; the condition has none"),
-        ({"vector_size": 2}, Condition(), "conditioned on a vector; the condition has none"),
         ({}, Condition(features=torch.zeros(1, 2, 1, 1)), "the condition has a feature map; this prior was built"),
         ({}, Condition(vector=torch.zeros(1, 2)), "the condition has a vector; this prior was built without"),
+        ({"vector_size": 3}, Condition(vector=torch.zeros(1, 2)), r"floating point \[1, 3\].*received .* \[1, 2\]"),
     ],
 )
 def test_the_condition_must_be_what_the_prior_was_built_for(

@@ -301,7 +301,9 @@ def test_recomputed_blocks_give_the_same_gradients(kind: str) -> None:
 def test_every_parameter_learns(kind: str, codes_per_position: int) -> None:
     prior = small_prior("bottom", kind, feature_channels=2, vector_size=3, codes_per_position=codes_per_position)
     condition = condition_of("bottom", 5)
-    full = Condition(condition.codes, torch.arange(5) % 4 - 1, torch.randn(5, 2, 1, 1), torch.randn(5, 3))
+    vectors = torch.randn(5, 3)
+    vectors[2] = torch.nan
+    full = Condition(condition.codes, torch.arange(5) % 4 - 1, torch.randn(5, 2, 1, 1), vectors)
     several = (codes_per_position,) if codes_per_position > 1 else ()
     prior(torch.randint(5, (5, *GRIDS["bottom"], *several)), full).square().sum().backward()
     still = [name for name, p in prior.named_parameters() if p.grad is None or not bool(p.grad.any())]

@@ -25,7 +25,7 @@ def naive_guided(
     several, grid = prior.codes_per_position, GRIDS[level]
     codes = torch.zeros(len(samples), math.prod(grid), several, dtype=torch.int64)
     shape = (len(samples), *grid) if several == 1 else (len(samples), *grid, several)
-    hidden = Condition(condition.codes, None, condition.features, condition.vector)
+    hidden = Condition(condition.codes, None, condition.features, None)
     for position in range(math.prod(grid) * several):
         with_class, without = (
             prior(codes.view(shape), told).reshape(len(samples), -1, prior.codebook_size)[:, position]
@@ -69,6 +69,24 @@ def test_several_codes_per_position_a_feature_map_and_a_vector() -> None:
     assert torch.equal(found, naive_guided(prior, condition, "middle", [3, 4], 0, options))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_vectors_guide_where_there_are_no_classes(kind: str) -> None:
+    prior = small_prior("middle", kind, num_classes=0, vector_size=5).double()
+    vectors = 3 * torch.randn(3, 5, dtype=torch.float64)
+    vectors[1] = torch.nan
+    condition = Condition({"top": codes_of("top", 3)}, vector=vectors)
+    found = {}
+    for guidance in (1.0, 7.0):
+        options = SamplingOptions(guidance=guidance)
+        found[guidance] = sample_level(
+            prior, condition, GRIDS["middle"], level="middle", samples=[4, 5, 6], options=options
+        )
+        assert torch.equal(found[guidance], naive_guided(prior, condition, "middle", [4, 5, 6], 0, options))
+    assert torch.equal(found[1.0][1], found[7.0][1]), "without a vector there is nothing to be guided by"
+    assert not torch.equal(found[1.0], found[7.0])
+
+
 @settings(max_examples=8)
 @given(
     samples=st.lists(st.integers(0, 6), min_size=1, max_size=5),
@@ -108,11 +126,11 @@ def test_guidance_of_one_runs_the_models_once() -> None:
 
 def test_logits_move_from_those_without_the_class_through_those_with_it() -> None:
     with_class, without = torch.randn(3, 5), torch.randn(3, 5)
-    both, labels = torch.cat([with_class, without]), torch.tensor([0, -1, 2])
-    assert torch.equal(guided_logits(both, labels, 0.0)[[0, 2]], without[[0, 2]])
-    torch.testing.assert_close(guided_logits(both, labels, 1.0), with_class)
-    torch.testing.assert_close(guided_logits(both, labels, 3.0)[0], 3 * with_class[0] - 2 * without[0])
-    assert torch.equal(guided_logits(both, labels, 3.0)[1], with_class[1])
+    both, told = torch.cat([with_class, without]), torch.tensor([True, False, True])
+    assert torch.equal(guided_logits(both, told, 0.0)[[0, 2]], without[[0, 2]])
+    torch.testing.assert_close(guided_logits(both, told, 1.0), with_class)
+    torch.testing.assert_close(guided_logits(both, told, 3.0)[0], 3 * with_class[0] - 2 * without[0])
+    assert torch.equal(guided_logits(both, told, 3.0)[1], with_class[1])
     assert torch.equal(guided_logits(both, None, 3.0), with_class)
 
 
@@ -134,7 +152,7 @@ def test_guidance_without_classes_is_refused_before_anything_is_drawn() -> None:
     sentence = "the prior of level middle was trained without; received guidance 2.5: set it to 1"
     with pytest.raises(ConfigurationError, match=sentence):
         sample_hierarchy(priors, grids, samples=[0], options=options, after_position=lambda level: pytest.fail(level))
-    with pytest.raises(ConfigurationError, match="guidance takes classes"):
+    with pytest.raises(ConfigurationError, match="guidance takes classes or vectors"):
         sample_level(
             priors["top"], Condition(), (1, 2), level="top", samples=[0], options=SamplingOptions(guidance=0.0)
         )

@@ -65,6 +65,27 @@ def test_lightning(capfd: pytest.CaptureFixture[str]) -> None:
     assert "max_steps=3" in capfd.readouterr().err
 
 
+def test_attributes_are_those_of_bars() -> None:
+    example, images = _load("conditioned_on_vectors"), torch.zeros(3, 1, 23, 23)
+    images[0, 0, 4:19, 10:12] = 1
+    images[1, 0, 4:19, 9:13] = 1
+    for row in range(15):
+        images[2, 0, 4 + row, 16 - row : 18 - row] = 1  # leans to the right by a pixel per row
+    thin, thick, leaning = example.attributes_of(images).tolist()
+    assert thick[0] > 1.3 * thin[0]
+    assert [round(one[1], 5) for one in (thin, thick, leaning)] == [0, 0, 1]
+    assert thin[2] == pytest.approx((sum((row - 7) ** 2 for row in range(15)) / 15) ** 0.5)
+
+
+def test_priors_are_told_vectors_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = _load("conditioned_on_vectors")
+    found = example.main(str(tmp_path / "run"), 9)
+    assert list(found) == ["class alone", "class and vector", "guided by 2"]
+    assert all(-1 <= value <= 1 for values in found.values() for value in values)
+    assert found["class alone"] != found["class and vector"]
+    assert "rank correlation of asked and measured, 360 samples" in capsys.readouterr().out
+
+
 def test_a_notebook_goes_the_whole_way(tmp_path: Path) -> None:
     model = _load("notebook").main(str(tmp_path / "run"), tuple(FEWER_STEPS))
     assert (tmp_path / "run" / "metrics.json").exists()
