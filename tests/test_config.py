@@ -25,6 +25,9 @@ from hvq.data import (
     hub_sources,
     photo_sources,
     shard_sources,
+    tone_sources,
+    volume_sources,
+    wave_sources,
 )
 from hvq.evaluation.precision_recall import ManifoldPrecisionRecall
 from hvq.level_names import default_level_names
@@ -66,6 +69,9 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (configuration.ShardsConfig, shard_sources, 6),
     (configuration.HubConfig, hub_sources, 7),
     (configuration.StreamingConfig, Streaming, 3),
+    (configuration.WavesConfig, wave_sources, 5),
+    (configuration.TonesConfig, tone_sources, 4),
+    (configuration.VolumesConfig, volume_sources, 3),
 ]
 
 

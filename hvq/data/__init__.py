@@ -15,6 +15,9 @@ from hvq.data.shards import ShardImages, shard_sources
 from hvq.data.sources import UNAUGMENTED, Batch, BatchSource, ImageSource, Sources, TensorImages
 from hvq.data.stream import StreamedImages, Streaming
 from hvq.data.subset import Subset, spread_rows
+from hvq.data.tones import tone_sources
+from hvq.data.volumes import volume_sources
+from hvq.data.waves import WaveFiles, wave_sources
 
 __all__ = [
     "UNAUGMENTED",
@@ -42,6 +45,7 @@ __all__ = [
     "Subset",
     "TensorImages",
     "TrainingStream",
+    "WaveFiles",
     "array_sources",
     "build_augmentation",
     "build_sources",
@@ -53,4 +57,7 @@ __all__ = [
     "read_image_array",
     "shard_sources",
     "spread_rows",
+    "tone_sources",
+    "volume_sources",
+    "wave_sources",
 ]

@@ -1,6 +1,6 @@
 """What a prior is asked on stored codes, and how well it answers.
 
-Letters: B batch, h w grid, K codebook size.
+Letters: B batch, `*grid` the axes of a level, K codebook size.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def prior_inputs(
     device: torch.device,
     hidden_labels: Tensor | None = None,
 ) -> tuple[Tensor, Condition]:
-    """The codes `[B, h, w]` that a level's prior predicts, and what it is told: coarser codes, and the class.
+    """The codes `[B, *grid]` that a level's prior predicts, and what it is told: coarser codes, and the class.
 
     Args:
         batch: codes of all levels.

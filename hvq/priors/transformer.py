@@ -150,7 +150,6 @@ class TransformerPrior(Prior):
         dropout: in training, after attention and feed-forward.
         context_blocks: residual blocks of convolutions that read each coarser level.
         recompute: whether blocks are computed again in the backward pass, which takes time and spares memory.
-        spatial_dims: axes of the grid, 1, 2 or 3.
         level: what every kind is built for, `PriorLevel`: `codebook_size`, `coarser`, `num_classes` and so on.
 
     Raises:
@@ -173,7 +172,6 @@ class TransformerPrior(Prior):
         dropout: float = 0.1,
         context_blocks: int = 2,
         recompute: bool = False,
-        spatial_dims: int = 2,
         **level: Unpack[PriorLevel],
     ) -> None:
         super().__init__(**level)
@@ -184,7 +182,7 @@ class TransformerPrior(Prior):
         # Stands before the first position.
         self.start = nn.Parameter(torch.zeros(1, width))
         self.positions = nn.Linear(width, width)
-        self.condition = self._make_condition(width, context_blocks, spatial_dims=spatial_dims)
+        self.condition = self._make_condition(width, context_blocks, spatial_dims=self.spatial_dims)
         self.modulation = nn.Linear(width, _MODULATIONS * width)
         self.blocks = nn.ModuleList(_Block(width, heads, key_value_heads, window, dropout) for _ in range(layers))
         self.norm_scale = nn.Parameter(torch.ones(width))

@@ -22,7 +22,7 @@ from hvq.autoencoders import (
 )
 from hvq.config import RunConfig
 from hvq.data import Batch, ImageSource, Sources
-from hvq.data.pixels import bytes_to_model
+from hvq.data.pixels import kept_to_model
 from hvq.errors import ConfigurationError, HVQError
 from hvq.randomness import uniform
 from hvq.storage import RunFolder, load_autoencoder, save_autoencoder
@@ -231,7 +231,7 @@ def _losses(
     optimization: Optimization, window: CodeWindow, config: RunConfig, loss: AutoencoderLoss
 ) -> Callable[[Batch], Losses]:
     def losses(batch: Batch) -> Losses:
-        images = bytes_to_model(batch.images.to(optimization.accelerator.device))
+        images = kept_to_model(batch.images.to(optimization.accelerator.device))
         kept = kept_levels(config, batch)
         kept = None if kept is None else kept.to(images.device)
         result = optimization.wrapped(images, kept, prefixes=loss.needs_prefixes)

@@ -209,6 +209,7 @@ def _build(stage: PriorStageConfig, codes: CodeFolder, level: str) -> Prior:
         num_classes=len(codes.classes),
         codes_per_position=several.get(level, 1),
         coarser_codes_per_position=several,
+        spatial_dims=len(codes.grids[level]),
     )
 
 
