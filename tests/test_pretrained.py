@@ -215,7 +215,7 @@ UNSAVED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "own prior": (
         type("Own", (PixelCNNPrior,), {})(codebook_size=7),
         ABOUT,
-        "no configuration makes this Own .* pixelcnn",
+        "no configuration makes this Own, .* pixelcnn",
     ),
     "other axes": (
         TransformerPrior(codebook_size=7, width=8, layers=1, heads=2, spatial_dims=1),
