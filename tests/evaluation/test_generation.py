@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hvq.data.pixels import unit_to_bytes
 from hvq.distributed import Reduction
 from hvq.errors import DataError
-from hvq.evaluation.generation import Generated, covered_cells, decode_bytes, decode_images, generate
+from hvq.evaluation.generation import Generated, covered_cells, decode_images, decode_kept, generate
 from hvq.priors import SamplingOptions
 from hvq.storage import load_hierarchy
 from tests.runs import TrainedRun
@@ -45,13 +45,13 @@ def test_bytes_are_those_of_the_images_and_a_chunk_at_most_is_in_floating_point(
     codes = {"bottom": torch.randint(13, (211, 4, 4)), "top": torch.randint(11, (211, 2, 2))}
     expected = unit_to_bytes(decode_images(hierarchy, codes, chunk_size=5))
     with LargestFloat() as largest:
-        found = decode_bytes(hierarchy, codes, chunk_size=5)
+        found = decode_kept(hierarchy, codes, chunk_size=5)
     assert torch.equal(found, expected)
     assert largest.values < found.numel()
     without = {name: code[:0] for name, code in codes.items()}
-    assert decode_bytes(hierarchy, without, chunk_size=5, size=(9, 17)).shape == (0, 1, 9, 17)
+    assert decode_kept(hierarchy, without, chunk_size=5, size=(9, 17)).shape == (0, 1, 9, 17)
     with pytest.raises(DataError, match="of the same images at every level; received 211 of top, 3 of bottom"):
-        decode_bytes(hierarchy, {**codes, "bottom": codes["bottom"][:3]}, chunk_size=5)
+        decode_kept(hierarchy, {**codes, "bottom": codes["bottom"][:3]}, chunk_size=5)
 
 
 def test_a_sample_is_its_number(trained_run: TrainedRun) -> None:
