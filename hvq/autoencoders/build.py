@@ -76,7 +76,7 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         recompute=config.recompute,
         scale_channels=config.channels if config.decoder.learn_scale else 0,
     )
-    model.config = config
+    model.config, model.spatial_dims = config, config.spatial_dims
     return model
 
 

@@ -99,6 +99,8 @@ class Autoencoder(PretrainedModule[AutoencoderDescription]):
     description_type = AutoencoderDescription
     # What `build_autoencoder` made it of; None of one that was put together by hand.
     config: AutoencoderConfig | None = None
+    # Axes of images; None of one whose networks were put together by hand, and know it themselves.
+    spatial_dims: int | None = None
 
     def __init__(
         self,
@@ -152,7 +154,7 @@ class Autoencoder(PretrainedModule[AutoencoderDescription]):
         """The code grid of each level for images of `size` (H, W).
 
         Raises:
-            DataError: where an axis is smaller than the coarsest stride.
+            DataError: where an axis is smaller than the coarsest stride, or there are more or fewer than of images.
         """
         padded = self._padded_size(size)
         return {name: tuple(n // stride for n in padded) for name, stride in self.strides.items()}
@@ -416,6 +418,11 @@ rebuilt = model.decode(codes)
 
     def _padded_size(self, size: Sequence[int]) -> tuple[int, ...]:
         stride = max(self.strides.values())
+        if self.spatial_dims not in (None, len(size)):
+            raise DataError(
+                f"this autoencoder takes samples [B, C, *size] of {self.spatial_dims} axes; received a size of "
+                f"{len(size)}, {'x'.join(map(str, size))}"
+            )
         if any(n < stride for n in size):
             raise DataError(
                 f"images of {'x'.join(map(str, size))} are smaller than the coarsest stride {stride}; "

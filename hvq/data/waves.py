@@ -1,4 +1,4 @@
-"""Any folder of .wav files: stretches of sounds, read from where they lie.
+""".wav files: stretches of the sounds of any folder, read from where they lie, and sounds that are written.
 
 Letters: C channels, T values.
 """

@@ -126,8 +126,9 @@ def measure_reconstruction(
         f"{'pixels' if len(size) == _PICTURE_AXES else 'values'} in [0, 1]",
         "levels": _ABOUT_LEVELS,
     }
+    counted = pixel_pairs.compute() if source.dtype == torch.uint8 else pixel_pairs.counts
     numbers = {"reconstruction": {**metrics.compute(), "lpips": lpips}, "levels": levels.numbers(reduction)}
-    return HeldOut(Measured(numbers, about).joined(together.measured(len(source))), pixel_pairs.compute())
+    return HeldOut(Measured(numbers, about).joined(together.measured(len(source))), counted)
 
 
 class _Levels:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvq.errors import ConfigurationError
+from hvq.errors import ConfigurationError, DataError
 from hvq.priors.attention import AttentionCache, Turning, attend, attend_step, make_attention_cache, split_heads
 from hvq.priors.base import Prior, PriorLevel
 from hvq.priors.condition import Condition
@@ -221,6 +221,11 @@ class TransformerPrior(Prior):
         return normalized(token, self.norm_scale)
 
     def _inputs(self, condition: Condition, batch: int, grid: Sequence[int]) -> Tensor:
+        if len(grid) != self.spatial_dims:
+            raise DataError(
+                f"this transformer takes grids of {self.spatial_dims} axes; received {len(grid)}: make it with "
+                f"spatial_dims={len(grid)}"
+            )
         features = self.condition(condition, batch, grid).flatten(2).transpose(1, 2)
         weight = self.positions.weight
         return features + self.positions(grid_waves(grid, weight.shape[1], weight))

@@ -165,3 +165,10 @@ def test_kernels_of_one_axis_are_those_of_two_that_see_one_row_alone() -> None:
     features = signal.levels["top"].encoder(given)  # type: ignore[operator, union-attr]
     rows = image.levels["top"].encoder(given.unsqueeze(2).expand(-1, -1, 33, -1))  # type: ignore[operator, union-attr]
     assert torch.allclose(rows, features.unsqueeze(2).expand_as(rows), atol=1e-12)
+
+
+@axes
+def test_samples_of_another_number_of_axes_are_refused(spatial_dims: int) -> None:
+    model = small_model(RATIOS, spatial_dims=spatial_dims)
+    with pytest.raises(DataError, match=f"samples .* of {spatial_dims} axes; received a size of 2, 13x17"):
+        model.encode(torch.zeros(1, 2, 13, 17))

@@ -182,3 +182,13 @@ def test_cells_are_kept_where_every_pixel_is(data: st.DataObject, stride: int, s
     found = covered_cells(mask, grid=grid, stride=stride)
     assert found[0].all()
     assert found[1].tolist() == expected
+
+
+def test_cells_of_signals_and_volumes_are_kept_where_all_of_them_is() -> None:
+    mask = torch.ones(1, 11, dtype=torch.bool)
+    mask[0, [4, 10]] = False
+    assert covered_cells(mask, grid=(4,), stride=3).tolist() == [[True, False, True, False]]
+    space = torch.ones(1, 5, 4, 6, dtype=torch.bool)
+    space[0, 2, 1, 5] = False
+    found = covered_cells(space, grid=(3, 2, 3), stride=2)
+    assert (~found).nonzero().tolist() == [[0, 1, 0, 2]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hvq.errors import ConfigurationError
+from hvq.errors import ConfigurationError, DataError
 from hvq.priors import Condition, Prior, SamplingOptions, sample_hierarchy, sample_level
 from hvq.priors.build import describe_prior
 from tests.priors.backends import native, step_backend
@@ -164,3 +164,12 @@ def test_a_grid_of_one_axis_is_a_single_row(kind: str) -> None:
 def test_convolutional_kinds_refuse_three_axes(kind: str) -> None:
     with pytest.raises(ConfigurationError, match="one axis or two; received spatial_dims 3: take kind transformer"):
         small_prior("top", kind, spatial_dims=3)
+
+
+@pytest.mark.parametrize("spatial_dims", GRIDS)
+def test_a_transformer_refuses_grids_of_another_number_of_axes(spatial_dims: int) -> None:
+    prior = small_prior("top", spatial_dims=spatial_dims)
+    with pytest.raises(DataError, match=f"grids of {spatial_dims} axes; received 2: make it with spatial_dims=2"):
+        prior(torch.zeros(1, 3, 5, dtype=torch.int64), Condition())
+    with pytest.raises(DataError, match=f"grids of {spatial_dims} axes; received 2"):
+        prior.make_cache(Condition(), 1, (3, 5))
