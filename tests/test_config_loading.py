@@ -21,7 +21,7 @@ autoencoder:
     top: {ratio: 3}
 """
 
-DATA_KINDS = "digits | photos | folder | array | shards | hub"
+DATA_KINDS = "digits | photos | folder | array | shards | hub | waves | tones | volumes"
 
 
 @pytest.fixture

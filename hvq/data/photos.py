@@ -72,7 +72,7 @@ class PhotoCrops(ImageSource):
         """Random ones; without an epoch, the same for ever."""
         return self.random_positions(indices, epochs)
 
-    def picture(self, index: int, position: tuple[float, float]) -> Tensor:
+    def picture(self, index: int, position: tuple[float, ...]) -> Tensor:
         """A crop at `position`, pixel for pixel."""
         photo = self._photos[index // self._crops_per_photo]
         height, width = self.size

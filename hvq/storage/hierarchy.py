@@ -33,8 +33,8 @@ class Hierarchy:
         autoencoder: the levels and the image decoder.
         priors: by level name, coarse to fine; fewer than levels while some are not trained.
         options: how each prior is sampled unless told otherwise.
-        grids: (h, w) of each level for images of `image_size`.
-        image_size: (H, W) that it was trained on.
+        grids: (h, w) of each level for images of `image_size`; of signals and volumes, one length or three.
+        image_size: (H, W) that it was trained on; (T) of signals, (X, Y, Z) of volumes.
         channels: C of the images.
         classes: names of the classes; empty without.
 
@@ -68,7 +68,7 @@ class Hierarchy:
     priors: dict[str, Prior]
     options: dict[str, SamplingOptions]
     grids: dict[str, tuple[int, ...]]
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     channels: int
     classes: tuple[str, ...]
 
@@ -78,7 +78,7 @@ class Hierarchy:
         autoencoder: Autoencoder,
         priors: Mapping[str, Prior] | None = None,
         *,
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         classes: tuple[str, ...] = (),
         options: Mapping[str, SamplingOptions] | None = None,
     ) -> Hierarchy:
@@ -87,7 +87,7 @@ class Hierarchy:
         Args:
             autoencoder: that a configuration made (`build_autoencoder`, `convolutional_autoencoder`).
             priors: by level name, of some levels or all.
-            image_size: (H, W) of the images.
+            image_size: (H, W) of the images; (T) of signals, (X, Y, Z) of volumes.
             classes: names of the classes that the priors know.
             options: how each prior is sampled unless told otherwise.
 
