@@ -22,19 +22,19 @@ help:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/installed-samples: .venv/created pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[samples]"
+.venv/installed-quickstart: .venv/created pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data,report]"
 	@touch $@
 
 .venv/installed-dev: .venv/created pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@touch $@ .venv/installed-samples
+	@touch $@ .venv/installed-quickstart
 
 .venv/installed-docs: .venv/created pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $@
 
-quickstart: .venv/installed-samples
+quickstart: .venv/installed-quickstart
 	$(BIN)/python recipes/quickstart.py
 
 lint: .venv/installed-dev

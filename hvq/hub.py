@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvq.errors import CheckpointError, ConfigurationError
+from hvq.extras import require_package
 
 # owner/name; a path that begins otherwise, or is longer, can only be one of this machine.
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -77,13 +78,8 @@ def _download(name: str, files: Sequence[str], revision: str | None, token: str 
 
 
 def _library(fault: str) -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise CheckpointError(
-            f'{fault}; repositories of the hub take huggingface_hub, which is not installed: pip install "hvq[hub]"'
-        ) from None
-    return huggingface_hub
+    what = f"{fault}; repositories of the hub take huggingface_hub"
+    return require_package("huggingface_hub", what=what, extra="hub", error=CheckpointError)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from hvq.data.sources import Indices, Sources
 from hvq.data.splits import class_names, class_numbers, held_out_by_hash
 from hvq.data.stream import Rows, ShardRows, StreamedImages, Streaming
 from hvq.errors import DataError, HVQError
+from hvq.extras import require_package
 
 VALIDATION_SPLITS = ("validation", "val", "valid")
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "webp")
@@ -155,12 +156,9 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def _load(name: str, configuration: str | None, *, streamed: bool) -> _Loaded:
-    try:
-        import datasets
-    except ImportError:
-        raise DataError(
-            'data sets of the hub are read with datasets, which is not installed: pip install "hvq[hub]"'
-        ) from None
+    datasets = require_package(
+        "datasets", what="data sets of the hub are read with datasets", extra="hub", error=DataError
+    )
     if any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json")):
         return _load_saved(name, streamed=streamed)
     arguments = _arguments(name, configuration)

@@ -34,6 +34,7 @@ from hvq.data.tar import (
     reading,
 )
 from hvq.errors import DataError
+from hvq.extras import require_package
 
 _FIX = "mend or remove the sample, or write the shard anew, and start again"
 
@@ -222,12 +223,11 @@ class _Named:
 
 def _expand(specification: str) -> dict[str, _Named]:
     """The shards that a text stands for, by what tells one from another however it is written."""
+    shardlists = require_package(
+        "webdataset.shardlists", what="shards are read with webdataset", extra="data", error=DataError
+    )
     try:
-        from webdataset.shardlists import expand_urls
-    except ImportError:
-        raise DataError('shards are read with webdataset, which is not installed: pip install "hvq[shards]"') from None
-    try:
-        addresses = expand_urls(specification)
+        addresses = shardlists.expand_urls(specification)
     except (AssertionError, ValueError) as error:
         raise DataError(f"{specification!r} does not say where shards are: {error}") from None
     shards: dict[str, _Named] = {}

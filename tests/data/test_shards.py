@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import gzip
 import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -99,15 +99,8 @@ def test_what_names_no_shards_is_refused(specification: str, sentence: str) -> N
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = builtins.__import__
-
-    def without(name: str, *arguments: Any, **options: Any) -> Any:
-        if name.startswith("webdataset"):
-            raise ImportError(name)
-        return original(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DataError, match=r'pip install "hvq\[shards\]"'):
+    monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
+    with pytest.raises(DataError, match=r'pip install "hvq\[data\]"'):
         shard_sources("a.tar")
 
 
