@@ -19,20 +19,11 @@ from numpy.typing import NDArray
 from hvq.data.augmentation import Augmentation
 from hvq.data.encoded import Crop, EncodedImages, EncodedOptions, names_array
 from hvq.data.listing import classes_of, top_of
+from hvq.data.shard_index import ShardIndex, forget_shard, index_shard
 from hvq.data.sources import Indices, Sources
 from hvq.data.splits import class_names, class_numbers, common_classes, held_out_by_hash
 from hvq.data.stream import Rows, ShardRows, StreamedImages, Streaming
-from hvq.data.tar import (
-    ATTEMPTS,
-    TAR_ERRORS,
-    Shard,
-    ShardIndex,
-    all_images,
-    forget_shard,
-    index_shard,
-    read_range,
-    reading,
-)
+from hvq.data.tar import ATTEMPTS, TAR_ERRORS, Shard, all_images, read_range, reading
 from hvq.errors import DataError
 from hvq.extras import require_package
 

@@ -133,8 +133,8 @@ def describe(environment: Environment, folder: Path) -> str:
     return versions
 
 
-def check(work: Path, environment: Environment, tests: Sequence[str]) -> int:
-    """Build, install, run; returns pytest's exit code."""
+def check(work: Path, environment: Environment, tests: Sequence[str]) -> None:
+    """Build, install, run; a command that fails ends it."""
     files = project_files(ROOT)
     copy_files(ROOT, files, work / "source")
     wheel = build(work / "source", work / "dist")
@@ -149,11 +149,7 @@ def check(work: Path, environment: Environment, tests: Sequence[str]) -> int:
     environment.run("-c", CORE_RUN, work / "run", folder=beside)
     environment.install(f"{wheel}[dev]")
     print(f"tests with {describe(environment, beside)}", flush=True)
-    try:
-        environment.run("-m", "pytest", *tests, folder=beside)
-    except subprocess.CalledProcessError as failed:
-        return failed.returncode
-    return 0
+    environment.run("-m", "pytest", *tests, folder=beside)
 
 
 def main() -> int:
@@ -169,7 +165,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hvq-installed-") as folder:
         place = options.environment or Path(folder) / "environment"
         constraints = (ROOT / options.constraints).resolve() if options.constraints else None
-        return check(Path(folder), Environment(place.resolve(), constraints), tests)
+        try:
+            check(Path(folder), Environment(place.resolve(), constraints), tests)
+        except subprocess.CalledProcessError as failed:
+            print(f"failed: {shlex.join(map(str, failed.cmd))}", file=sys.stderr)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
