@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvq.data import ShardImages, StreamedImages, Streaming, TrainingStream, ordered_batches, shard_sources, tar
+from hvq.data import (
+    ShardImages,
+    StreamedImages,
+    Streaming,
+    TrainingStream,
+    ordered_batches,
+    shard_index,
+    shard_sources,
+    tar,
+)
 from hvq.data.shards import expand_shards
 from hvq.errors import DataError
 from tests.data.kinds import encoded, names_of, same, save_folder, save_shards, write_tar
@@ -209,8 +218,13 @@ def test_shards_are_looked_through_once_and_again_when_they_change(root: Path, m
     for path in root.glob("*.tar"):
         os.utime(path, ns=(10**18, 10**18))
     scanned: list[str] = []
-    original = tar._scan
-    monkeypatch.setattr(tar, "_scan", lambda shard, *rest: (scanned.append(shard.address), original(shard, *rest))[1])
+    original = shard_index._scan
+
+    def scan(shard: tar.Shard, *rest: Any) -> shard_index.ShardIndex:
+        scanned.append(shard.address)
+        return original(shard, *rest)
+
+    monkeypatch.setattr(shard_index, "_scan", scan)
     first = shard_sources(shards, size=SIZE)
     assert len(scanned) == 3
     again = shard_sources(shards, size=SIZE)
