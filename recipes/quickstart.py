@@ -20,6 +20,7 @@ from hvq.errors import ConfigurationError
 from hvq.evaluation.evaluate import evaluate
 from hvq.evaluation.feature_distance import load_feature_distance
 from hvq.evaluation.number_table import number_table
+from hvq.evaluation.report import require_report_packages
 from hvq.evaluation.run_report import write_run_report
 from hvq.evaluation.samples import GRID, STAGE, sample_run
 from hvq.storage import RunFolder, load_hierarchy
@@ -71,6 +72,8 @@ def main() -> None:
     """Read the command line, and run every stage."""
     started = time.perf_counter()
     options = read_options()
+    # It ends with a report; that something is missing is better known now than after training.
+    require_report_packages()
     plan = plan_of(options, started)
     resume = options.resume
     config, folder = plan.config, RunFolder(options.run_dir)

@@ -367,6 +367,8 @@ def test_all_presets_are_here() -> None:
         "ffhq256-vqvae2",
         "imagenet256-vqvae2",
         "ffhq1024-3level",
+        "tones-vqvae2",
+        "volumes-vqvae2",
     }
 
 

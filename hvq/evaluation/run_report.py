@@ -15,14 +15,9 @@ from hvq.data.pixels import kept_to_model
 from hvq.data.views import as_pictures, noun
 from hvq.evaluation.code_usage import CodeUsage
 from hvq.evaluation.generation import decode_kept
-from hvq.evaluation.pictures import (
-    reconstruction_grid,
-    rejection_curve,
-    sample_grid,
-    training_curves,
-    usage_histogram,
-)
-from hvq.evaluation.report import Picture, write_report
+from hvq.evaluation.pictures import reconstruction_grid, sample_grid
+from hvq.evaluation.plots import rejection_curve, training_curves, usage_histogram
+from hvq.evaluation.report import Picture, require_report_packages, write_report
 from hvq.evaluation.sample_files import TENSORS, has_description, read_description
 from hvq.files import read_tensors
 from hvq.storage import Hierarchy, RunFolder, load_hierarchy
@@ -39,7 +34,11 @@ def write_run_report(config: RunConfig, run: RunFolder, sources: Sources, *, sta
         sources: the images.
         started: when the whole run began (`time.perf_counter`), for `seconds.total`; by default the total is the sum
             of the stages.
+
+    Raises:
+        ConfigurationError: where a package that draws it is not installed (`require_report_packages`).
     """
+    require_report_packages()
     hierarchy = load_hierarchy(run)
     pictures = run_pictures(config, run, hierarchy, sources.validation)
     stages: dict[str, float] = dict(run.metrics().get("seconds", {}))

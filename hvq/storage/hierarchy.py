@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -180,27 +179,17 @@ class Hierarchy:
     ) -> str:
         """Publish what `save_pretrained` writes as a repository of the hub, which is made where there is none.
 
-        Args:
-            repo_id: `owner/name`.
-            private: whether others cannot see a repository that is made.
-            token: with leave to write; by default the one that `hf auth login` has left.
-            commit_message: of the upload.
-            card: as in `save_pretrained`.
-            config: likewise.
-            metrics: likewise.
-
-        Returns:
-            The address.
-
-        Raises:
-            CheckpointError: as in `save_pretrained`, or where `huggingface_hub` is not installed, or the hub refuses or
-                cannot be reached.
-            ConfigurationError: as in `save_pretrained`.
+        Where to, and what it raises, is as for one model (`hvq.pretrained.PretrainedModule.push_to_hub`); what is
+        written, as in `save_pretrained`. Returns the address.
         """
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "hierarchy"
-            self._save(folder, repo_id, card or ModelCard(), config, metrics)
-            return publish(folder, repo_id, private=private, token=token, message=commit_message)
+        return publish(
+            lambda folder: self._save(folder, repo_id, card or ModelCard(), config, metrics),
+            repo_id,
+            what="hierarchy",
+            private=private,
+            token=token,
+            message=commit_message,
+        )
 
     def _save(
         self, path: Path, name: str, card: ModelCard, config: RunConfig | None, metrics: Mapping[str, Any] | None
