@@ -118,7 +118,12 @@ def prior_of(preset: str, config: RunConfig, level: str) -> Model:
     coarser = {name: sizes[name] for name in names[: names.index(level)]}
     with torch.device("meta"):
         grids = build_autoencoder(config.autoencoder).grids(config.data.size)
-        prior = build_prior(config.priors[level].model, codebook_size=sizes[level], coarser=coarser).train()
+        prior = build_prior(
+            config.prior(level).model,
+            codebook_size=sizes[level],
+            coarser=coarser,
+            spatial_dims=config.autoencoder.spatial_dims,
+        ).train()
         codes = torch.zeros(1, *grids[level], 1, dtype=torch.int64)
         condition = Condition(codes={name: torch.zeros(1, *grids[name], dtype=torch.int64) for name in coarser})
         with FlopCounterMode(display=False) as counter:

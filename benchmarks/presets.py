@@ -8,9 +8,9 @@ For each model of each preset, the autoencoder and the prior of each level:
     PFLOP               that times batch size and steps: all of the training
     samples/s           of training steps on this machine in float32, at `measured batch`; looks at held-out data,
                         reading images and saving are not in them
-    hours here          batch size x steps over samples/s: reckoned, not waited for
+    here                batch size x steps over samples/s: reckoned, not waited for
     peak MiB            of a process of its own for the model, its optimizer and such steps, at `measured batch`
-    hours of an H100    PFLOP at 400 TFLOP/s, 40 % of its bf16 rate: reckoned, no GPU was there
+    on an H100          PFLOP at 400 TFLOP/s, 40 % of its bf16 rate: reckoned, no GPU was there
 
 Models above `--most-parameters` million are not trained here: their weights, gradients and averages, 24 bytes for each
 parameter, are for larger machines. Cells are saved one by one, and a call with the same file goes on.
@@ -35,9 +35,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from hvq.autoencoders import AutoencoderLoss, build_autoencoder, weights_channels_last
+from hvq.autoencoders.level import channels_last
 from hvq.config import RunConfig
 from hvq.config_loading import load_run_config
 from hvq.priors import Condition, build_prior
+from hvq.training.durations import duration
 from hvq.training.memory import keep_freed_memory
 from hvq.training.optimization import Losses, Optimization
 
@@ -112,8 +114,7 @@ def _accelerator() -> Accelerator:
 def _autoencoder_step(config: RunConfig, batch: int) -> Callable[[], Any]:
     model = weights_channels_last(build_autoencoder(config.autoencoder)).train()
     optimization = Optimization(model, config.autoencoder_training, _accelerator(), seed=0, quantizers=model.quantizers)
-    images = torch.rand(batch, config.data.channels, *config.data.size) * 2 - 1
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = channels_last(torch.rand(batch, config.data.channels, *config.data.size) * 2 - 1)
     loss = AutoencoderLoss()
 
     def losses(images: Tensor) -> Losses:
@@ -131,7 +132,8 @@ def _prior_step(config: RunConfig, level: str, batch: int) -> Callable[[], Any]:
     sizes = {name: quantizer.codebook_size for name, quantizer in model.quantizers.items()}
     coarser = {name: sizes[name] for name in model.level_names[: model.level_names.index(level)]}
     stage = config.prior(level)
-    prior = build_prior(stage.model, codebook_size=sizes[level], coarser=coarser).train()
+    dims = config.autoencoder.spatial_dims
+    prior = build_prior(stage.model, codebook_size=sizes[level], coarser=coarser, spatial_dims=dims).train()
     optimization = Optimization(prior, stage.training, _accelerator(), seed=0)
     codes = {name: torch.randint(sizes[name], (batch, *grids[name])) for name in (*coarser, level)}
     condition = Condition(codes={name: codes[name] for name in coarser})
@@ -193,7 +195,7 @@ def table(rows: list[Row]) -> str:
     """All rows, as README.md shows them."""
     head = ["preset", "model", "parameters", "GFLOP per sample", "batch, steps", "PFLOP", "measured batch"]
     return markdown(
-        [*head, "samples/s", "hours here", "peak MiB", "hours of an H100"],
+        [*head, "samples/s", "here", "peak MiB", "on an H100"],
         (
             [
                 row.preset,
@@ -204,9 +206,9 @@ def table(rows: list[Row]) -> str:
                 _short(row.operations / 1e15),
                 "-" if row.measured_batch is None else f"{row.measured_batch:,}",
                 _short(row.samples_per_second),
-                _short(row.samples_per_second and row.batch * row.steps / row.samples_per_second / 3600),
+                "-" if row.samples_per_second is None else duration(row.batch * row.steps / row.samples_per_second),
                 _short(row.peak_mib),
-                _short(row.operations / H100_OPERATIONS_PER_SECOND / 3600),
+                duration(row.operations / H100_OPERATIONS_PER_SECOND),
             ]
             for row in rows
         ),
