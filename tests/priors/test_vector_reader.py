@@ -133,3 +133,12 @@ def test_vectors_that_are_not_those_of_the_priors_are_refused() -> None:
             sample_hierarchy(priors, grids, samples=range(3), vectors=vectors)
     with pytest.raises(DataError, match="none of the priors was trained with any; leave them out"):
         sample_hierarchy({"top": small_prior()}, grids, samples=[0], vectors=torch.zeros(1, V))
+
+
+def test_it_compiles_without_a_graph_break() -> None:
+    prior, vectors = small_prior("middle", "pixelcnn", vector_size=V), vectors_of(2).float()
+    vectors[1] = torch.nan
+    codes, condition = codes_of("middle", 2), Condition({"top": codes_of("top", 2)}, vector=vectors)
+    compiled = torch.compile(prior, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(codes, condition), prior(codes, condition), atol=1e-4)
+    torch._dynamo.reset()
