@@ -31,8 +31,9 @@ def write_parquet(path: Path, folders: Sequence[CodeFolder]) -> int:
     Columns: `codes_<level>`, lists of fixed length of the smallest integer type that fits, a grid in raster order, the
     G codes of a position side by side; `label`, -1 where it is unknown; `index`, the image in its source; `epoch`, the
     augmented epoch that it was encoded in, 0 for as it is; `split`, the name of its folder; `vector`, a list of
-    float32, where images have vectors. The schema's metadata hold, as JSON under "hvq", level names, coarse to fine, codebook sizes, the shape of one image's codes by level, the size
-    of images, names of classes, and the hash of what encoded them.
+    float32, where images have vectors. The schema's metadata hold, as JSON under "hvq", level names, coarse to fine,
+    codebook sizes, the shape of one image's codes by level, the size of images, names of classes, how many numbers a
+    vector has, and the hash of what encoded them.
 
     Args:
         path: of the file.
