@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from hvq.config_base import FrozenModel, Name, Share, ShareBelowOne
+from hvq.config_base import FrozenModel, Name, Share, ShareBelowOne, Size
 from hvq.config_losses import AdversarialConfig, ReconstructionLossConfig, single_loss, squared_error_alone
 from hvq.config_priors import PriorConfig, TransformerPriorConfig
 from hvq.config_quantizers import QuantizerConfig, VectorQuantizerConfig
@@ -62,17 +62,24 @@ class VectorsConfig(FrozenModel):
         return self
 
 
-class BaseDataConfig(FrozenModel):
-    """What all kinds of data share."""
+class SourceConfig(FrozenModel):
+    """What all kinds of data share, be they images, signals or volumes."""
 
-    size: tuple[PositiveInt, PositiveInt] = Field((32, 32), description="height and width of the images, in pixels")
-    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; images are converted")
-    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig, description="changes while training")
+    size: Size = Field((32, 32), description="length of each axis")
+    channels: PositiveInt = Field(3, description="C")
     workers: NonNegativeInt = Field(0, description="processes that prepare images, per training process")
     vectors: VectorsConfig = Field(
         default_factory=VectorsConfig,
         description="a vector for each image, told to the priors; codes are extracted with it",
     )
+
+
+class BaseDataConfig(SourceConfig):
+    """What all kinds of images share."""
+
+    size: tuple[PositiveInt, PositiveInt] = Field((32, 32), description="height and width of the images, in pixels")
+    channels: Literal[1, 3] = Field(3, description="1: grey, 3: RGB; images are converted")
+    augmentation: AugmentationConfig = Field(default_factory=AugmentationConfig, description="changes while training")
 
 
 class DigitsConfig(BaseDataConfig):
@@ -106,12 +113,74 @@ class FolderConfig(BaseDataConfig):
     )
 
 
-class ArrayConfig(BaseDataConfig):
+class ArrayConfig(SourceConfig):
     """Arrays in safetensors or npz: `images` or encoded `jpeg_bytes` with `offsets`, and `labels` if there are any."""
 
     kind: Literal["array"] = "array"
     train: str = Field(description="file with the training images")
     validation: str = Field(description="file with the held-out images")
+    size: Size = Field(
+        (32, 32), description="height and width of images, in pixels; [T] of signals and [X, Y, Z] of volumes"
+    )
+    channels: PositiveInt = Field(
+        3, description="of images 1: grey, or 3: RGB, which are converted; of signals and volumes what the file has"
+    )
+    augmentation: AugmentationConfig = Field(
+        default_factory=AugmentationConfig, description="changes while training, to images alone"
+    )
+    sample_rate: PositiveInt | None = Field(
+        None, description="of sounds, in Hz, at which samples are written as .wav files too; null for none"
+    )
+
+    @model_validator(mode="after")
+    def _suits_its_axes(self) -> ArrayConfig:
+        if len(self.size) == 2 and self.channels not in (1, 3):
+            raise ValueError(f"data.channels of images must be 1 or 3; received {self.channels}")
+        if len(self.size) != 2 and self.augmentation != AugmentationConfig():
+            raise ValueError(
+                f"data.augmentation changes images, which have two axes; data.size has {len(self.size)}: leave it out"
+            )
+        if len(self.size) != 1 and self.sample_rate is not None:
+            raise ValueError(
+                f"data.sample_rate is of sounds, which have one axis; data.size has {len(self.size)}: leave it out"
+            )
+        return self
+
+
+class WavesConfig(SourceConfig):
+    """A folder of .wav files (PCM of 8 or 16 bits); subfolders are classes, `validation` or a hashed share is held out.
+
+    A stretch of each is taken: at random while training, as a function of (seed, epoch, index), else at the center.
+    """
+
+    kind: Literal["waves"] = "waves"
+    path: str = Field(description="the folder; files are found at any depth")
+    size: tuple[PositiveInt] = Field((16_384,), description="length of the stretches, in values per channel")
+    channels: Literal[1, 2] = Field(1, description="1: mono, 2: stereo; sounds are converted")
+    sample_rate: PositiveInt = Field(16_000, description="in Hz; files of another rate are refused")
+    validation_share: ShareBelowOne = Field(
+        0.05, description="share held out, by hash of the relative path, where there is no folder `validation`"
+    )
+    labelled: bool = Field(True, description="whether subfolders are classes; false for sounds without labels")
+
+
+class TonesConfig(SourceConfig):
+    """Harmonic and plucked tones of eight notes, the classes, made on the spot; every fifth is held out."""
+
+    kind: Literal["tones"] = "tones"
+    size: tuple[PositiveInt] = Field((2_048,), description="length of the tones, in values per channel")
+    channels: Literal[1] = Field(1, description="mono")
+    sample_rate: PositiveInt = Field(8_000, description="in Hz")
+    tones: Annotated[int, Field(ge=10)] = Field(2_000, description="how many there are, both splits together")
+
+
+class VolumesConfig(SourceConfig):
+    """Soft balls, boxes, rings and crosses in space, the classes, made on the spot; every fifth is held out."""
+
+    kind: Literal["volumes"] = "volumes"
+    size: tuple[PositiveInt, PositiveInt, PositiveInt] = Field((16, 16, 16), description="length of each axis")
+    channels: Literal[1] = Field(1, description="density")
+    volumes: Annotated[int, Field(ge=10)] = Field(2_000, description="how many there are, both splits together")
 
 
 class StreamingConfig(FrozenModel):
@@ -180,7 +249,15 @@ class HubConfig(BaseDataConfig):
 
 
 DataConfig = Annotated[
-    DigitsConfig | PhotosConfig | FolderConfig | ArrayConfig | ShardsConfig | HubConfig,
+    DigitsConfig
+    | PhotosConfig
+    | FolderConfig
+    | ArrayConfig
+    | ShardsConfig
+    | HubConfig
+    | WavesConfig
+    | TonesConfig
+    | VolumesConfig,
     Field(discriminator="kind", description="where the images come from"),
 ]
 
@@ -224,7 +301,9 @@ class AutoencoderConfig(FrozenModel):
     """Levels by name, coarse to fine, and the image decoder."""
 
     channels: PositiveInt = Field(3, description="C, channels of the image")
-    spatial_dims: Literal[2] = Field(2, description="number of grid dimensions")
+    spatial_dims: Literal[1, 2, 3] = Field(
+        2, description="axes of images and grids: 2, or 1 for signals such as sounds, 3 for volumes"
+    )
     levels: dict[LevelName, LevelConfig] = Field(description="levels by name, coarse to fine", min_length=1)
     decoder: DecoderConfig = Field(default_factory=DecoderConfig, description="the image decoder")
     blocks: Literal["residual", "rezero"] = Field(
@@ -485,7 +564,7 @@ class RunConfig(FrozenModel):
             stride *= level.ratio
         if min(self.data.size) < stride:
             raise ValueError(
-                f"data.size {self.data.size[0]}x{self.data.size[1]} is smaller than the coarsest stride {stride} "
+                f"data.size {'x'.join(map(str, self.data.size))} is smaller than the coarsest stride {stride} "
                 "(the product of all levels' ratios); take larger images, smaller ratios or fewer levels"
             )
         unknown = [name for name in self.priors if name not in self.autoencoder.levels]
@@ -501,6 +580,32 @@ class RunConfig(FrozenModel):
                 "learn; leave the prior out, or take another kind of quantizer"
             )
         return self
+
+    @model_validator(mode="after")
+    def _all_have_the_same_axes(self) -> RunConfig:
+        axes = self.autoencoder.spatial_dims
+        if len(self.data.size) != axes:
+            raise ValueError(
+                f"autoencoder.spatial_dims is {axes}, and data of kind {self.data.kind} with data.size "
+                f"{'x'.join(map(str, self.data.size))} has {len(self.data.size)}; set it to the number of axes"
+            )
+        for name, prior in self.priors.items():
+            if prior.model.kind != "transformer" and axes == 3:
+                raise ValueError(
+                    f"priors.{name}.model.kind is {prior.model.kind}, which takes grids of one axis or two, and "
+                    "autoencoder.spatial_dims is 3; take kind transformer"
+                )
+        if axes != 2:
+            self._refuse_what_is_of_pictures(axes)
+        return self
+
+    def _refuse_what_is_of_pictures(self, axes: int) -> None:
+        for name, term in self.autoencoder_training.reconstruction.items():
+            if term.kind in ("adversarial", "perceptual"):
+                raise ValueError(
+                    f"autoencoder_training.reconstruction.{name} is of kind {term.kind}, whose network sees images of "
+                    f"two axes, and autoencoder.spatial_dims is {axes}; take other terms, such as mse or l1"
+                )
 
     @model_validator(mode="after")
     def _losses_suit_the_model(self) -> RunConfig:
@@ -520,7 +625,7 @@ class RunConfig(FrozenModel):
             name, term = adversary
             raise ValueError(
                 f"autoencoder_training.reconstruction.{name}.layers is {term.layers}, which takes images of at least "
-                f"{3 * 2**term.layers} pixels per side; data.size is {self.data.size[0]}x{self.data.size[1]}: take "
+                f"{3 * 2**term.layers} pixels per side; data.size is {'x'.join(map(str, self.data.size))}: take "
                 "fewer layers, or larger images"
             )
         return self

@@ -276,7 +276,9 @@ def _locate(location: Sequence[str | int], root: Model) -> _Place:
             path, doc = _below(path, step), field.description or ""
             annotation, metadata = field.annotation, field.metadata
         elif get_origin(annotation) is tuple:
-            path, annotation, metadata = f"{path}[{step}]", get_args(annotation)[int(step)], ()
+            members = get_args(annotation)
+            path, annotation = f"{path}[{step}]", members[0 if Ellipsis in members else int(step)]
+            metadata = ()
         elif entries_of(annotation):
             path, annotation, metadata = _below(path, step), entries_of(annotation), ()
     return _Place(path, type_text(annotation, metadata), doc)

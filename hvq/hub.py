@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hvq.errors import CheckpointError, ConfigurationError
+from hvq.extras import require_package
 
 # owner/name; a path that begins otherwise, or is longer, can only be one of this machine.
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -45,12 +47,15 @@ def find_folder(
     return _download(name_or_folder, files, revision, token)
 
 
-def publish(folder: Path, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
+def publish(
+    write: Callable[[Path], None], repo_id: str, *, what: str, private: bool, token: str | None, message: str
+) -> str:
     """Upload a folder, to a repository that is made where there is none; returns its address.
 
     Args:
-        folder: to be uploaded as it is.
+        write: is given the folder, and makes it; not before name and library are there.
         repo_id: `owner/name`.
+        what: the folder holds, in one word.
         private: whether others cannot see a repository that is made; one that is there stays as it is.
         token: with leave to write; by default the one that `hf auth login` has left.
         message: of the commit.
@@ -62,11 +67,14 @@ def publish(folder: Path, repo_id: str, *, private: bool, token: str | None, mes
     if not _REPOSITORY.fullmatch(repo_id):
         raise ConfigurationError(f"a repository of the hub is named owner/name; received {repo_id}")
     hub = _library(f"{repo_id} cannot be published")
-    with _said_by_hub(f"{folder.name} cannot be published as {repo_id}"):
-        api = hub.HfApi(token=token)
-        address = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=list(_OURS))
-        return str(address)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / what
+        write(folder)
+        with _said_by_hub(f"{what} cannot be published as {repo_id}"):
+            api = hub.HfApi(token=token)
+            address = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=list(_OURS))
+            return str(address)
 
 
 def _download(name: str, files: Sequence[str], revision: str | None, token: str | None) -> Path:
@@ -77,13 +85,8 @@ def _download(name: str, files: Sequence[str], revision: str | None, token: str 
 
 
 def _library(fault: str) -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise CheckpointError(
-            f'{fault}; repositories of the hub take huggingface_hub, which is not installed: pip install "hvq[hub]"'
-        ) from None
-    return huggingface_hub
+    what = f"{fault}; repositories of the hub take huggingface_hub"
+    return require_package("huggingface_hub", what=what, extra="hub", error=CheckpointError)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 from hvq.autoencoders import encode_tiled
 from hvq.chunks import map_chunks
 from hvq.config import Precision
-from hvq.data.pixels import unit_to_model
+from hvq.data.pixels import kept_to_unit, unit_to_model
 from hvq.errors import DataError
 from hvq.evaluation.generation import covered_cells, decode_images, generate
 from hvq.model_card import ModelCard
@@ -19,11 +19,14 @@ from hvq.priors import SamplingOptions
 from hvq.priors.known import Fixed
 from hvq.storage import Hierarchy
 
+_LETTERS = {1: "T", 2: "H, W", 3: "X, Y, Z"}
+
 
 class HierarchicalVQ:
     """An autoencoder and the priors of its levels.
 
-    Images are float `[B, C, H, W]` in [0, 1], codes int64 `[B, h, w]` by level name, coarse to fine; both on the CPU.
+    Images are float `[B, C, *size]` in [0, 1], codes int64 `[B, *grid]` by level name, coarse to fine; both on the CPU.
+    Of images the size is (H, W), of volumes (X, Y, Z), of signals (T); a wave w in [-1, 1] is (w + 1) / 2.
 
     Args:
         hierarchy: the trained models.
@@ -100,7 +103,7 @@ class HierarchicalVQ:
                 the same codes but for near-ties (`hvq.autoencoders.encode_tiled`).
 
         Raises:
-            DataError: where the images are not float `[B, C, H, W]` in [0, 1].
+            DataError: where the images are not float `[B, C, *size]` in [0, 1].
             ConfigurationError: where tiles are too small for what the network sees, or it may see all of an image.
         """
         self._check(images)
@@ -130,7 +133,7 @@ class HierarchicalVQ:
 
         Args:
             codes: of every level, in any order.
-            size: (H, W) of the images; that of the training images by default.
+            size: of the images; that of the training images by default.
             absent: levels to leave out.
             tile: for large images, pixels per side that a forward gives at most; images are then decoded one by one.
         """
@@ -162,7 +165,7 @@ class HierarchicalVQ:
             seed: of the noise.
             options: how codes are drawn, by level name; what the priors were saved with by default.
             given: codes of levels that are taken as they are, a row for each image; these need no prior.
-            fixed: for in-painting, by level name, codes and a mask, bool `[n, h, w]`, of the positions that keep them.
+            fixed: for in-painting, by level name, codes and a mask, bool `[n, *grid]`, of the positions that keep them.
                 Codes are drawn in raster order: a position sees all coarser codes, and the fixed ones before it.
 
         Raises:
@@ -187,7 +190,7 @@ class HierarchicalVQ:
             given=given,
             fixed=fixed,
         )
-        return generated.images.float() / 255
+        return kept_to_unit(generated.images)
 
     def inpaint(
         self,
@@ -206,7 +209,7 @@ class HierarchicalVQ:
 
         Args:
             images: of the size that the priors were trained on.
-            mask: bool `[B, H, W]`, True where the image is kept.
+            mask: bool `[B, *size]`, True where the image is kept.
             labels: a class for each image, -1 for none; none by default.
             vectors: a vector for each image, as in `sample`.
             seed: of the noise; what is drawn for image i depends on (seed, i) too.
@@ -232,15 +235,15 @@ class HierarchicalVQ:
         )
 
     def _check_inpainting(self, images: Tensor, mask: Tensor, labels: int) -> None:
-        height, width = self.hierarchy.image_size
-        if tuple(images.shape[2:]) != (height, width):
+        size = self.hierarchy.image_size
+        if tuple(images.shape[2:]) != size:
             raise DataError(
-                f"in-painting takes images of {height}x{width}, the size that the priors were trained on; "
-                f"received {images.shape[2]}x{images.shape[3]}: resize or crop them"
+                f"in-painting takes images of {'x'.join(map(str, size))}, the size that the priors were trained on; "
+                f"received {'x'.join(map(str, images.shape[2:]))}: resize or crop them"
             )
-        if mask.dtype != torch.bool or mask.shape != (len(images), height, width):
+        if mask.dtype != torch.bool or mask.shape != (len(images), *size):
             raise DataError(
-                f"the mask must be bool [{len(images)}, {height}, {width}], True where an image is kept; "
+                f"the mask must be bool {[len(images), *size]}, True where an image is kept; "
                 f"received {mask.dtype} {list(mask.shape)}"
             )
         if labels != len(images):
@@ -249,10 +252,10 @@ class HierarchicalVQ:
             )
 
     def _check(self, images: Tensor) -> None:
-        channels = self.hierarchy.channels
-        if images.dim() != 4 or images.shape[1] != channels or not images.is_floating_point():
+        channels, axes = self.hierarchy.channels, len(self.hierarchy.image_size)
+        if images.dim() != 2 + axes or images.shape[1] != channels or not images.is_floating_point():
             raise DataError(
-                f"images must be floating point [B, {channels}, H, W] in [0, 1]; "
+                f"images must be floating point [B, {channels}, {_LETTERS[axes]}] in [0, 1]; "
                 f"received {images.dtype} {list(images.shape)}"
             )
         if not images.numel():

@@ -6,7 +6,6 @@ and how a model is made of one, its own room says.
 
 from __future__ import annotations
 
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,10 +154,14 @@ class PretrainedModule(nn.Module, ABC, Generic[Description]):
             ConfigurationError: as in `save_pretrained`.
             CheckpointError: where `huggingface_hub` is not installed, or the hub refuses or cannot be reached.
         """
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / self.kind_of_model
-            self._save(folder, repo_id, card, about)
-            return publish(folder, repo_id, private=private, token=token, message=commit_message)
+        return publish(
+            lambda folder: self._save(folder, repo_id, card, about),
+            repo_id,
+            what=self.kind_of_model,
+            private=private,
+            token=token,
+            message=commit_message,
+        )
 
     @classmethod
     def from_pretrained(

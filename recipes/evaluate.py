@@ -4,6 +4,7 @@ from command_line import read_command, recipe_parser, run, say
 
 from hvq.evaluation.evaluate import evaluate
 from hvq.evaluation.number_table import number_table
+from hvq.evaluation.report import require_report_packages
 from hvq.evaluation.run_report import write_run_report
 from hvq.storage import RunFolder
 from hvq.training.processes import describe, make_accelerator
@@ -13,6 +14,7 @@ from hvq.training.sources import build_sources_in_turn
 def main() -> None:
     """Read the command line, measure, report."""
     command = read_command(recipe_parser(__doc__))
+    require_report_packages()
     folder = RunFolder(command.run_dir)
     accelerator = make_accelerator(command.config, folder)
     sources = build_sources_in_turn(command.config.data, command.config.seed, accelerator)

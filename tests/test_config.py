@@ -25,6 +25,9 @@ from hvq.data import (
     hub_sources,
     photo_sources,
     shard_sources,
+    tone_sources,
+    volume_sources,
+    wave_sources,
 )
 from hvq.evaluation.precision_recall import ManifoldPrecisionRecall
 from hvq.level_names import default_level_names
@@ -66,6 +69,9 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (configuration.ShardsConfig, shard_sources, 6),
     (configuration.HubConfig, hub_sources, 7),
     (configuration.StreamingConfig, Streaming, 3),
+    (configuration.WavesConfig, wave_sources, 5),
+    (configuration.TonesConfig, tone_sources, 4),
+    (configuration.VolumesConfig, volume_sources, 3),
 ]
 
 
@@ -236,3 +242,52 @@ def test_numbers_are_finite(value: float) -> None:
 def test_a_run_survives_being_written_as_json() -> None:
     run = _run(priors={"top": {"sampling": {"top_k": 5}}}, data={"kind": "digits", "size": [37, 41]})
     assert RunConfig.model_validate(json.loads(json.dumps(run.model_dump(mode="json")))) == run
+
+
+# --- signals and volumes ---
+
+_TONES: dict[str, Any] = {"data": {"kind": "tones", "size": [64]}}
+_VOLUMES: dict[str, Any] = {"data": {"kind": "volumes", "size": [8, 8, 8]}}
+
+
+def _spatial(spatial_dims: int, **fields: Any) -> RunConfig:
+    data = _TONES if spatial_dims == 1 else _VOLUMES
+    autoencoder = {"channels": 1, "spatial_dims": spatial_dims, "levels": {"top": {"ratio": 4}}}
+    return _run(**{**data, "autoencoder": autoencoder, **fields})
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 3])
+def test_data_and_autoencoder_have_the_same_axes(spatial_dims: int) -> None:
+    assert len(_spatial(spatial_dims).data.size) == spatial_dims
+    with pytest.raises(ValidationError, match=f"autoencoder.spatial_dims is {spatial_dims}, and data of kind digits"):
+        _spatial(spatial_dims, data={"kind": "digits"})
+    with pytest.raises(ValidationError, match=r"spatial_dims is 2, and data of kind .* set it to the number of axes"):
+        _run(**(_TONES if spatial_dims == 1 else _VOLUMES))
+
+
+@pytest.mark.parametrize("kind", ["pixelsnail", "pixelcnn"])
+def test_convolutional_priors_are_refused_of_volumes_alone(kind: str) -> None:
+    assert _spatial(1, priors={"top": {"model": {"kind": kind}}}).prior("top").model.kind == kind
+    with pytest.raises(ValidationError, match=f"priors.top.model.kind is {kind}, .* take kind transformer"):
+        _spatial(3, priors={"top": {"model": {"kind": kind}}})
+
+
+@pytest.mark.parametrize("term", [{"kind": "perceptual", "extractor": "lpips"}, {"kind": "adversarial"}])
+def test_losses_whose_networks_see_images_are_refused(term: dict[str, Any]) -> None:
+    training = {"reconstruction": {"pixels": {"kind": "mse"}, "critic": term}}
+    with pytest.raises(ValidationError, match=r"reconstruction.critic is of kind .* take other terms, such as mse"):
+        _spatial(1, data={"kind": "tones", "size": [64]}, autoencoder_training=training)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"size": [32], "channels": 1, "augmentation": {"flip": True}}, "data.augmentation changes images"),
+        ({"size": [32, 32], "channels": 2}, "data.channels of images must be 1 or 3; received 2"),
+        ({"size": [32, 32], "channels": 1, "sample_rate": 8000}, "data.sample_rate is of sounds"),
+        ({"size": [4, 4, 4, 4], "channels": 1}, "at most 3 items"),
+    ],
+)
+def test_arrays_have_what_suits_their_axes(fields: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValidationError, match=fault):
+        configuration.ArrayConfig(train="a.npz", validation="b.npz", **fields)

@@ -79,7 +79,10 @@ def test_defaults_are_yaml_that_the_field_accepts() -> None:
         assert getattr(DigitsConfig.model_validate({field.path: value}), field.path) == getattr(
             DigitsConfig(), field.path
         )
-    assert list(adapters) == ["digits", "photos", "folder", "array", "shards", "hub"]
+    assert list(adapters) == [
+        *("digits", "photos", "folder", "array", "shards", "hub"),
+        *("waves", "tones", "volumes"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ autoencoder:
     top: {ratio: 3}
 """
 
-DATA_KINDS = "digits | photos | folder | array | shards | hub"
+DATA_KINDS = "digits | photos | folder | array | shards | hub | waves | tones | volumes"
 
 
 @pytest.fixture
@@ -367,6 +367,8 @@ def test_all_presets_are_here() -> None:
         "ffhq256-vqvae2",
         "imagenet256-vqvae2",
         "ffhq1024-3level",
+        "tones-vqvae2",
+        "volumes-vqvae2",
     }
 
 

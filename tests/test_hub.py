@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 
 def _publish(folder: Path, repo_id: str = "owner/name") -> str:
-    return publish(folder, repo_id, private=True, token="secret", message="m")
+    def write(target: Path) -> None:
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+
+    return publish(write, repo_id, what="model", private=True, token="secret", message="m")
 
 
 def test_a_folder_of_that_name_comes_first(hub: FakeHub) -> None:
@@ -72,8 +76,8 @@ def test_what_the_hub_says_is_one_sentence(hub: FakeHub, tmp_path: Path) -> None
     hub.fault = RuntimeError()
     with pytest.raises(CheckpointError, match=r"^there is no folder .*: RuntimeError$"):
         find_folder("runs/quickstart", files=["*"])
-    with pytest.raises(CheckpointError, match=r"^x cannot be published as owner/name: RuntimeError$") as raised:
-        _publish(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"^model cannot be published as owner/name: RuntimeError$") as raised:
+        _publish(tmp_path)
     assert "secret" not in str(raised.value)
 
 

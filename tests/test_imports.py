@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from importlinter.cli import EXIT_STATUS_ERROR, EXIT_STATUS_SUCCESS, lint_imports
 
+import hvq
+
 ROOT = Path(__file__).parent.parent
 CONTRACT = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
 
@@ -32,7 +34,7 @@ def test_every_module_has_its_floor() -> None:
     placed = {name.strip() for layer in CONTRACT["layers"] for name in layer.split("|")}
     modules = {
         f"hvq.{path.stem}"
-        for path in (ROOT / "hvq").iterdir()
+        for path in Path(hvq.__file__).parent.iterdir()
         if (path.suffix == ".py" or (path / "__init__.py").exists()) and path.stem != "__init__"
     }
     assert modules - placed == set()

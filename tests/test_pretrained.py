@@ -215,12 +215,12 @@ UNSAVED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "own prior": (
         type("Own", (PixelCNNPrior,), {})(codebook_size=7),
         ABOUT,
-        "no configuration makes this Own .* pixelcnn",
+        "no configuration makes this Own, .* pixelcnn",
     ),
     "other axes": (
         TransformerPrior(codebook_size=7, width=8, layers=1, heads=2, spatial_dims=1),
         ABOUT,
-        "no configuration makes this TransformerPrior of a grid of 1 axes",
+        "grid must have one length for each of the 1 axes of the prior; received 2",
     ),
     "no size": (small_model((2,)), {}, r"an autoencoder is saved with image_size, which .*; pass image_size=\.\.\. to"),
     "nothing of a prior": (

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hvq.evaluation.pictures import COLOURS, INK, RULE
+from hvq.evaluation.plots import COLOURS, INK, RULE
 
 
 def figure(rows: int, columns: int, *, width: float = 4.2, height: float = 3.2, **arguments: Any) -> tuple[Figure, Any]:

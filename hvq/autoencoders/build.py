@@ -31,7 +31,11 @@ _ENLARGEMENTS: dict[str, type[nn.Module]] = {"residual": Enlargement, "rezero": 
 
 
 def convolutional_autoencoder(
-    *, channels: int, levels: Mapping[str, Mapping[str, Any]], decoder: Mapping[str, Any] | None = None
+    *,
+    channels: int,
+    levels: Mapping[str, Mapping[str, Any]],
+    decoder: Mapping[str, Any] | None = None,
+    spatial_dims: int = 2,
 ) -> Autoencoder:
     """An autoencoder of the papers' convolutional encoders and decoder, from plain values.
 
@@ -39,11 +43,12 @@ def convolutional_autoencoder(
         channels: C of the images.
         levels: fields of `hvq.config.LevelConfig` by level name, coarse to fine; `ratio` is the one without default.
         decoder: fields of `hvq.config.DecoderConfig`.
+        spatial_dims: axes of the images: 2, or 1 for signals `[B, C, T]`, 3 for volumes `[B, C, X, Y, Z]`.
 
     >>> convolutional_autoencoder(channels=3, levels={"top": {"ratio": 8, "codebook_size": 16}}).strides
     {'top': 8}
     """
-    fields = {"channels": channels, "levels": levels, "decoder": decoder or {}}
+    fields = {"channels": channels, "levels": levels, "decoder": decoder or {}, "spatial_dims": spatial_dims}
     return build_autoencoder(AutoencoderConfig.model_validate(fields))
 
 
@@ -71,7 +76,7 @@ def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
         recompute=config.recompute,
         scale_channels=config.channels if config.decoder.learn_scale else 0,
     )
-    model.config = config
+    model.config, model.spatial_dims = config, config.spatial_dims
     return model
 
 

@@ -94,9 +94,12 @@ def weights_channels_last(model: Model) -> Model:
     Those of one input channel lie so in any case. They keep the strides of plain tensors, which their gradients have
     too: DistributedDataParallel compares strides, of axes of length 1 as well.
     """
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Torch takes the layout of four axes or that of five, and refuses tensors of the other number.
+    volumes = any(tensor.dim() == 5 for tensor in model.parameters())
+    layout = torch.channels_last_3d if volumes else torch.channels_last
+    model = model.to(memory_format=layout)  # type: ignore[call-overload]
     for parameter in model.parameters():
-        if parameter.dim() == 4 and parameter.shape[1] == 1:
+        if parameter.dim() in (4, 5) and parameter.shape[1] == 1:
             parameter.data = parameter.data.reshape(-1).view(parameter.shape)
     return model
 

@@ -1,6 +1,6 @@
 """The autoencoder: any number of levels, coarse to fine, and one image decoder that sees them all.
 
-Letters: B batch, C channels, H W image, h w a level's grid.
+Letters: B batch, C channels, H W image, h w a level's grid; `*size` and `*grid` where there are one, two or three axes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class AutoencoderResult:
     """What `Autoencoder.forward` returns.
 
     Attributes:
-        reconstruction: `[B, C, H, W]`, not clamped.
+        reconstruction: `[B, C, *size]`, not clamped.
         levels: the quantizer's result of each level, coarse to fine.
-        prefixes: `[B, C, H, W]`, the images of each level but the finest and those coarser than it, all finer ones
+        prefixes: `[B, C, *size]`, the images of each level but the finest and those coarser than it, all finer ones
             absent, by the name of that level; empty unless they were asked for.
         log_scale: `[C]`, the logarithm of the scale of a distribution around the reconstruction, where it is learned.
     """
@@ -47,7 +47,7 @@ class AutoencoderResult:
 
     @property
     def codes(self) -> dict[str, Tensor]:
-        """Codes int64 `[B, h, w]` by level name, coarse to fine; means `[B, h, w, D]` of a Gaussian level."""
+        """Codes int64 `[B, *grid]` by level name, coarse to fine; means `[B, *grid, D]` of a Gaussian level."""
         return {name: result.codes for name, result in self.levels.items()}
 
 
@@ -74,7 +74,8 @@ class Autoencoder(PretrainedModule[AutoencoderDescription]):
 
     Shapes:
         images `[B, C, H, W]`, floating point in [-1, 1]; codes int64 `[B, h, w]` by level name, or means
-        `[B, h, w, D]` of a Gaussian level.
+        `[B, h, w, D]` of a Gaussian level. Of networks of one axis or three, signals `[B, C, T]` and codes `[B, t]`, or
+        volumes `[B, C, X, Y, Z]` and codes `[B, x, y, z]`.
 
     >>> from hvq.autoencoders import convolutional_autoencoder
     >>> model = convolutional_autoencoder(channels=1, levels={"top": {"ratio": 2}, "bottom": {"ratio": 4}}).eval()
@@ -98,6 +99,8 @@ class Autoencoder(PretrainedModule[AutoencoderDescription]):
     description_type = AutoencoderDescription
     # What `build_autoencoder` made it of; None of one that was put together by hand.
     config: AutoencoderConfig | None = None
+    # Axes of images; None of one whose networks were put together by hand, and know it themselves.
+    spatial_dims: int | None = None
 
     def __init__(
         self,
@@ -151,7 +154,7 @@ class Autoencoder(PretrainedModule[AutoencoderDescription]):
         """The code grid of each level for images of `size` (H, W).
 
         Raises:
-            DataError: where an axis is smaller than the coarsest stride.
+            DataError: where an axis is smaller than the coarsest stride, or there are more or fewer than of images.
         """
         padded = self._padded_size(size)
         return {name: tuple(n // stride for n in padded) for name, stride in self.strides.items()}
@@ -197,14 +200,15 @@ class Autoencoder(PretrainedModule[AutoencoderDescription]):
 
     def usage(self, name: str) -> str:
         """Python for the model card."""
-        channels, stride = self.config.channels if self.config else 1, max(self.strides.values())
+        channels, axes = (self.config.channels, self.config.spatial_dims) if self.config else (1, 2)
+        sides = ", ".join([str(4 * max(self.strides.values()))] * axes)
         return f"""
 import torch
 
 from hvq.autoencoders import Autoencoder
 
 model = Autoencoder.from_pretrained("{name}")
-images = torch.rand(1, {channels}, {4 * stride}, {4 * stride}) * 2 - 1  # pixels in [-1, 1]
+images = torch.rand(1, {channels}, {sides}) * 2 - 1  # pixels in [-1, 1]
 codes = model.encode(images)  # a tensor of integers for each level, coarse to fine
 rebuilt = model.decode(codes)
 """
@@ -217,7 +221,7 @@ rebuilt = model.decode(codes)
         """Reconstruct images; writes nothing.
 
         Args:
-            images: `[B, C, H, W]`.
+            images: `[B, C, *size]`.
             kept_levels: int64 `[B]`, 1 or more, the number of coarsest levels that each sample is decoded from (level
                 drop-out); all where None. Every level is quantized and counted all the same.
             prefixes: whether to decode, beside that, each level and those coarser than it alone, for all samples.
@@ -237,11 +241,11 @@ rebuilt = model.decode(codes)
     def decode(
         self, codes: Mapping[str, Tensor], size: Sequence[int] | None = None, absent: Collection[str] = ()
     ) -> Tensor:
-        """Images `[B, C, H, W]` of codes; with no level absent, exactly the reconstruction that `forward` gives.
+        """Images `[B, C, *size]` of codes; with no level absent, exactly the reconstruction that `forward` gives.
 
         Args:
             codes: integers by level name, in any order; those of absent levels give the grid alone.
-            size: (H, W) of the images, where the grid was padded; the whole grid where None.
+            size: of the images, (H, W), where the grid was padded; the whole grid where None.
             absent: names of levels to leave out, replaced by their absent vectors.
 
         Raises:
@@ -414,6 +418,11 @@ rebuilt = model.decode(codes)
 
     def _padded_size(self, size: Sequence[int]) -> tuple[int, ...]:
         stride = max(self.strides.values())
+        if self.spatial_dims not in (None, len(size)):
+            raise DataError(
+                f"this autoencoder takes samples [B, C, *size] of {self.spatial_dims} axes; received a size of "
+                f"{len(size)}, {'x'.join(map(str, size))}"
+            )
         if any(n < stride for n in size):
             raise DataError(
                 f"images of {'x'.join(map(str, size))} are smaller than the coarsest stride {stride}; "

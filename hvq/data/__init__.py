@@ -15,7 +15,10 @@ from hvq.data.shards import ShardImages, shard_sources
 from hvq.data.sources import UNAUGMENTED, Batch, BatchSource, ImageSource, Sources, TensorImages
 from hvq.data.stream import StreamedImages, Streaming
 from hvq.data.subset import Subset, spread_rows
+from hvq.data.tones import tone_sources
 from hvq.data.vectors import NamedVectors, read_vectors, write_vectors
+from hvq.data.volumes import volume_sources
+from hvq.data.waves import WaveFiles, wave_sources
 
 __all__ = [
     "UNAUGMENTED",
@@ -44,6 +47,7 @@ __all__ = [
     "Subset",
     "TensorImages",
     "TrainingStream",
+    "WaveFiles",
     "array_sources",
     "build_augmentation",
     "build_sources",
@@ -57,5 +61,8 @@ __all__ = [
     "read_vectors",
     "shard_sources",
     "spread_rows",
+    "tone_sources",
+    "volume_sources",
+    "wave_sources",
     "write_vectors",
 ]

@@ -1,10 +1,11 @@
-"""Arrays in safetensors or npz: images as they are, or encoded pictures one behind the other, and labels."""
+"""Arrays in safetensors or npz: images, signals or volumes as they are, or encoded pictures, and labels."""
 
 from __future__ import annotations
 
 import json
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +18,13 @@ from torch import Tensor
 
 from hvq.data.augmentation import Augmentation
 from hvq.data.pictures import READ_ERRORS, convert, decode, fit, to_picture, to_tensor
-from hvq.data.sources import ImageSource, Sources, checked_labels
+from hvq.data.signals import cropped, to_signal
+from hvq.data.sources import UNAUGMENTED, ImageSource, Indices, Sources, checked_labels
 from hvq.data.splits import MOST_CLASSES
 from hvq.errors import CheckpointError, DataError
 from hvq.files import read_tensors
+
+_IMAGE_AXES = 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class ImageArray:
 
     Attributes:
         path: the file.
-        images: uint8 `[N, C, H, W]`, or `None` where pictures are encoded.
+        images: uint8 `[N, C, H, W]`, or `None` where pictures are encoded; of signals and volumes, `[N, C, *axes]` of
+            the type that the file has.
         encoded: encoded pictures, one behind the other, uint8 `[bytes]`; empty where there are `images`.
         offsets: int64 `[N + 1]`; picture i is `prefix + encoded[offsets[i] : offsets[i + 1]]`.
         prefix: bytes that all encoded pictures begin with.
@@ -55,8 +60,10 @@ class ArrayImages(ImageSource):
     Args:
         array: what the file holds.
         classes: names of the classes, in the order of labels.
-        size: height and width, in pixels; images of another size are resized to cover it, and cropped at the center.
-        channels: C, 1 for grey or 3 for RGB.
+        size: height and width, in pixels; images of another size are resized to cover it, and cropped at the center. Of
+            one axis or three, the size of the part that is taken of signals and volumes: as a function of (seed, epoch,
+            index) where there is an epoch, at the center otherwise.
+        channels: C, 1 for grey or 3 for RGB; of signals and volumes as many as the file has.
         augmentation: random changes to images that are fetched with an epoch; none by default.
         seed: of the augmentation.
     """
@@ -66,12 +73,14 @@ class ArrayImages(ImageSource):
         array: ImageArray,
         *,
         classes: tuple[str, ...] = (),
-        size: tuple[int, int] = (32, 32),
+        size: tuple[int, ...] = (32, 32),
         channels: int = 3,
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(size=size, channels=channels, classes=classes, augmentation=augmentation, seed=seed)
+        if len(size) != _IMAGE_AXES:
+            _require_room(array, channels, size)
         self._array = array
         self._labels = _labels_of(array, array.labels, len(classes))
 
@@ -102,9 +111,19 @@ class ArrayImages(ImageSource):
                 f"picture {index} of {array.path} cannot be decoded ({error}); write the file anew"
             ) from None
 
-    def picture(self, index: int, position: tuple[float, float]) -> Tensor:
-        """Image `index`; an array is resized and cropped once, when it is read."""
-        return self._pixels[index]
+    def picture(self, index: int, position: tuple[float, ...]) -> Tensor:
+        """Image `index`; images are resized and cropped once, when they are read."""
+        if len(self.size) == _IMAGE_AXES:
+            return self._pixels[index]
+        assert self._array.images is not None
+        return to_signal(cropped(self._array.images[index], self.size, position))
+
+    def positions(self, indices: Indices, epochs: Indices) -> NDArray[np.float64]:
+        """Of signals and volumes random ones where there is an epoch; the center otherwise."""
+        center = super().positions(indices, epochs)
+        if len(self.size) == _IMAGE_AXES:
+            return center
+        return np.where(epochs[:, None] == UNAUGMENTED, center, self.random_positions(indices, epochs))
 
     def label(self, index: int) -> int:
         """Index of the class of image `index`; -1 where it is unknown."""
@@ -126,31 +145,33 @@ def array_sources(
     train: str | Path,
     validation: str | Path,
     *,
-    size: tuple[int, int] = (32, 32),
+    size: tuple[int, ...] = (32, 32),
     channels: int = 3,
     augmentation: Augmentation | None = None,
     seed: int = 0,
 ) -> Sources:
-    """Images of two array files, safetensors or npz.
+    """Images, signals or volumes of two array files, safetensors or npz.
 
     A file holds `images`, uint8 `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]` with 1 or 3 channels; or, for pictures
     of any format that Pillow reads, `jpeg_bytes` uint8, `offsets` `[N + 1]`, and where all begin alike `jpeg_prefix`,
-    such that picture i is `jpeg_prefix + jpeg_bytes[offsets[i]:offsets[i + 1]]`. Beside them, `labels` `[N]` if there
-    are any. Names of the classes are a JSON list `classes` in the metadata of a safetensors file, by default "0", "1"
-    and so on.
+    such that picture i is `jpeg_prefix + jpeg_bytes[offsets[i]:offsets[i + 1]]`. Where `size` has one length, `images`
+    are signals `[N, T]` or `[N, C, T]`; where it has three, volumes `[N, X, Y, Z]` or `[N, C, X, Y, Z]`: floating point
+    in [-1, 1], int16 (over 32,768), or uint8 (0 is -1, 255 is 1). Beside them, `labels` `[N]` if there are any. Names
+    of the classes are a JSON list `classes` in the metadata of a safetensors file, by default "0", "1" and so on.
 
     Args:
         train: file with the training images.
         validation: file with the held-out images.
-        size: height and width, in pixels; images of another size are resized to cover it, and cropped at the center.
-        channels: 1 for grey, 3 for RGB; images are converted.
+        size: height and width, in pixels; images of another size are resized to cover it, and cropped at the center. Of
+            signals [T] and of volumes [X, Y, Z], which are cropped: at random while training, else at the center.
+        channels: 1 for grey, 3 for RGB; images are converted. Of signals and volumes as many as the file has.
         augmentation: random changes to training images; none by default.
         seed: of the augmentation.
 
     Raises:
         DataError: where a file is missing or damaged, or does not hold what is said above.
     """
-    arrays = [read_image_array(Path(path)) for path in (train, validation)]
+    arrays = [read_image_array(Path(path), axes=len(size)) for path in (train, validation)]
     classes = _common_classes(*arrays)
     first, second = (
         ArrayImages(array, classes=classes, size=size, channels=channels, augmentation=changes, seed=seed)
@@ -170,22 +191,28 @@ def _common_classes(train: ImageArray, validation: ImageArray) -> tuple[str, ...
     return train.classes or validation.classes or tuple(str(label) for label in range(largest + 1))
 
 
-def read_image_array(path: Path) -> ImageArray:
+def read_image_array(path: Path, axes: int = _IMAGE_AXES) -> ImageArray:
     """What a safetensors or npz file of images holds, without decoding encoded pictures.
+
+    Args:
+        path: of the file.
+        axes: 2 of images, 1 of signals, 3 of volumes.
 
     Raises:
         DataError: where it is missing or damaged, or does not hold what `array_sources` says.
     """
     arrays, classes = _read_safetensors(path) if path.suffix == ".safetensors" else _read_npz(path)
     if "images" in arrays:
-        images: Tensor | None = _channels_first(arrays["images"], path)
+        given = arrays["images"]
+        images: Tensor | None = _channels_first(given, path) if axes == _IMAGE_AXES else _signals(given, path, axes)
         encoded, offsets, prefix = np.zeros(0, np.uint8), np.zeros(1, np.int64), b""
-    elif "jpeg_bytes" in arrays and "offsets" in arrays:
+    elif "jpeg_bytes" in arrays and "offsets" in arrays and axes == _IMAGE_AXES:
         images = None
         encoded, offsets, prefix = _checked_encoding(arrays, path)
     else:
         found = ", ".join(sorted(arrays)) or "nothing"
-        raise DataError(f"{path} must hold `images`, or `jpeg_bytes` and `offsets`; it holds {found}")
+        encoded_too = ", or `jpeg_bytes` and `offsets`" * (axes == _IMAGE_AXES)
+        raise DataError(f"{path} must hold `images`{encoded_too}; it holds {found}")
     array = ImageArray(path, images, encoded, offsets, prefix, None, classes)
     if not len(array):
         raise DataError(f"{path} must hold at least one image; it holds none")
@@ -247,6 +274,36 @@ def _channels_first(images: NDArray[Any], path: Path) -> Tensor:
         if images.ndim == 4 and images.shape[1] in (1, 3):
             return torch.from_numpy(images)
     raise DataError(f"`images` of {path} must be {shapes}; received {images.dtype} {list(images.shape)}")
+
+
+def _signals(values: NDArray[Any], path: Path, axes: int) -> Tensor:
+    """Signals or volumes `[N, C, *axes]` of the type that they have, once they are known to lie in [-1, 1]."""
+    letters = {1: "T", 3: "X, Y, Z"}[axes]
+    known = values.dtype in (np.uint8, np.int16, np.float16, np.float32, np.float64)
+    if not known or values.ndim not in (1 + axes, 2 + axes) or 0 in values.shape[1:]:
+        raise DataError(
+            f"`images` of {path} must be floating point, int16 or uint8 [N, {letters}] or [N, C, {letters}], since "
+            f"data.size has {axes} length(s); received {values.dtype} {list(values.shape)}"
+        )
+    if values.dtype.kind == "f" and values.size:
+        low, high = float(values.min()), float(values.max())
+        # NaN is neither at least -1 nor at most 1.
+        if not (low >= -1 and high <= 1):
+            raise DataError(
+                f"`images` of {path} must lie in [-1, 1]; received values in [{low:.3g}, {high:.3g}]: rescale them"
+            )
+    tensor = torch.from_numpy(values)
+    return tensor.unsqueeze(1) if values.ndim == 1 + axes else tensor
+
+
+def _require_room(array: ImageArray, channels: int, size: Sequence[int]) -> None:
+    assert array.images is not None
+    found = tuple(array.images.shape[1:])
+    if found[0] != channels or any(there < wanted for there, wanted in zip(found[1:], size, strict=True)):
+        raise DataError(
+            f"`images` of {array.path} must have {channels} channel(s), as data.channels says, and at least data.size, "
+            f"{'x'.join(map(str, size))}; they have {found[0]}, and {'x'.join(map(str, found[1:]))}"
+        )
 
 
 def _checked_encoding(

@@ -14,7 +14,10 @@ from hvq.config import (
     PhotosConfig,
     ShardsConfig,
     StreamingConfig,
+    TonesConfig,
     VectorsConfig,
+    VolumesConfig,
+    WavesConfig,
 )
 from hvq.data.array import array_sources
 from hvq.data.augmentation import Augmentation
@@ -25,7 +28,10 @@ from hvq.data.photos import photo_sources
 from hvq.data.shards import shard_sources
 from hvq.data.sources import Sources
 from hvq.data.stream import Streaming
+from hvq.data.tones import tone_sources
 from hvq.data.vectors import read_vectors
+from hvq.data.volumes import volume_sources
+from hvq.data.waves import wave_sources
 from hvq.errors import DataError
 
 
@@ -61,7 +67,45 @@ def build_sources(config: DataConfig, seed: int = 0) -> Sources:
     >>> len(build_sources(DigitsConfig(size=(8, 8))).validation)
     360
     """
+    match config:
+        case WavesConfig():
+            return wave_sources(
+                config.path,
+                size=config.size,
+                channels=config.channels,
+                sample_rate=config.sample_rate,
+                validation_share=config.validation_share,
+                labelled=config.labelled,
+                seed=seed,
+            )
+        case TonesConfig():
+            return tone_sources(
+                size=config.size,
+                channels=config.channels,
+                sample_rate=config.sample_rate,
+                tones=config.tones,
+                seed=seed,
+            )
+        case VolumesConfig():
+            return volume_sources(size=config.size, channels=config.channels, volumes=config.volumes, seed=seed)
+        case _:
+            return _image_sources(config, seed)
+
+
+def _image_sources(
+    config: DigitsConfig | PhotosConfig | FolderConfig | ArrayConfig | ShardsConfig | HubConfig, seed: int
+) -> Sources:
+    """Of the kinds that are augmented."""
     augmentation = build_augmentation(config.augmentation)
+    if isinstance(config, ArrayConfig):
+        return array_sources(
+            config.train,
+            config.validation,
+            size=config.size,
+            channels=config.channels,
+            augmentation=augmentation,
+            seed=seed,
+        )
     size, channels = config.size, config.channels
     match config:
         case DigitsConfig():
@@ -85,10 +129,6 @@ def build_sources(config: DataConfig, seed: int = 0) -> Sources:
                 limit=config.limit,
                 augmentation=augmentation,
                 seed=seed,
-            )
-        case ArrayConfig():
-            return array_sources(
-                config.train, config.validation, size=size, channels=channels, augmentation=augmentation, seed=seed
             )
         case ShardsConfig():
             return shard_sources(

@@ -23,7 +23,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hvq.config_base import FrozenModel
+from hvq.config_base import FrozenModel, Size
 from hvq.errors import CheckpointError
 from hvq.files import read_json, read_tensors, write_json, write_tensors
 from hvq.histograms import count_codes
@@ -48,11 +48,11 @@ class CodesDescription(FrozenModel):
 
     level_names: tuple[str, ...] = Field(min_length=1, description="levels, coarse to fine")
     codebook_sizes: dict[str, PositiveInt] = Field(description="K of each level")
-    grids: dict[str, tuple[PositiveInt, PositiveInt]] = Field(description="h and w of each level")
+    grids: dict[str, Size] = Field(description="h and w of each level, or one or three lengths")
     codes_per_position: dict[str, PositiveInt] = Field(
         default_factory=dict, description="G of each level that has more than one"
     )
-    image_size: tuple[PositiveInt, PositiveInt] = Field(description="H and W of the images, in pixels")
+    image_size: Size = Field(description="H and W of the images, in pixels, or one or three lengths")
     encoder_hash: str = Field(description="hash of the tensors that determine `encode`")
     data_hash: str = Field("", description="hash of what tells the images, and how they were read and encoded")
     classes: tuple[str, ...] = Field((), description="names of the classes, in the order of labels")

@@ -12,7 +12,8 @@ import torch
 
 from hvq.data.code_files import CodesDescription, code_type, label_type
 from hvq.data.codes import CodeFolder
-from hvq.errors import ConfigurationError, DataError
+from hvq.errors import DataError
+from hvq.extras import require_package
 from hvq.files import write_file
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def write_parquet(path: Path, folders: Sequence[CodeFolder]) -> int:
         CheckpointError: where a code or label is damaged.
         StorageError: where the system does not let the file be written.
     """
-    parquet = _pyarrow_parquet()
+    parquet = require_package(
+        "pyarrow.parquet", what="parquet is written with pyarrow, which comes with datasets", extra="hub"
+    )
     meaning = _common_meaning(folders)
     schema = _schema(folders[0].description, meaning)
 
@@ -60,16 +63,6 @@ def write_parquet(path: Path, folders: Sequence[CodeFolder]) -> int:
 
     write_file(path, write)
     return sum(len(folder) for folder in folders)
-
-
-def _pyarrow_parquet() -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise ConfigurationError(
-            'parquet is written by the package pyarrow, which comes with datasets: pip install "hvq[hub]"'
-        ) from None
-    return parquet
 
 
 def _meaning(description: CodesDescription) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from hvq.data.augmentation import Augmentation
 from hvq.data.pictures import convert, to_tensor
 from hvq.data.sources import Sources, TensorImages
 from hvq.errors import DataError
+from hvq.extras import require_package
 
 HELD_OUT_EVERY = 5
 
@@ -35,11 +36,10 @@ def digit_sources(
     Raises:
         DataError: where scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise DataError("the digits come with scikit-learn, which is not installed: pip install hvq[samples]") from None
-    digits = load_digits()
+    shipped = require_package(
+        "sklearn.datasets", what="the digits come with scikit-learn", extra="data", error=DataError
+    )
+    digits = shipped.load_digits()
     shades = np.round(digits.images * (255 / 16)).astype(np.uint8)
     images = torch.stack([_resized(image, size, channels) for image in shades])
     indices = np.arange(len(images))

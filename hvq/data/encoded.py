@@ -104,7 +104,7 @@ class EncodedImages(ImageSource):
     def where(self, index: int) -> tuple[str, str]:
         """Where image `index` lies, and the way out where it cannot be read."""
 
-    def picture(self, index: int, position: tuple[float, float]) -> Tensor:
+    def picture(self, index: int, position: tuple[float, ...]) -> Tensor:
         """Image `index`, read and decoded.
 
         Raises:
@@ -112,7 +112,7 @@ class EncodedImages(ImageSource):
         """
         return self.decoded(index, lambda: self.open_image(index), position)
 
-    def decoded(self, index: int, open_image: Callable[[], BinaryIO], position: tuple[float, float]) -> Tensor:
+    def decoded(self, index: int, open_image: Callable[[], BinaryIO], position: tuple[float, ...]) -> Tensor:
         """`picture`, of an encoded image that is had from elsewhere."""
         try:
             with open_image() as file:

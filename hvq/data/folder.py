@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Unpack
@@ -113,8 +113,8 @@ def folder_sources(
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"data.path must be a folder of images; there is no folder {root}")
-    train, validation = _splits(list_images(root), validation_share)
-    classes = _common_classes(train, validation) if labelled else ()
+    train, validation = split_listing(list_images(root), validation_share)
+    classes = listed_classes(train, validation) if labelled else ()
     train, validation = _limited(train, limit), _limited(validation, limit)
 
     def source(listing: Listing, part: Crop, changes: Augmentation | None) -> FolderImages:
@@ -135,15 +135,28 @@ def folder_sources(
     return Sources(train=source(train, crop, augmentation), validation=source(validation, "center", None))
 
 
-def _splits(listing: Listing, validation_share: float) -> tuple[Listing, Listing]:
+def split_listing(
+    listing: Listing, validation_share: float, *, what: str = "images", suffixes: Collection[str] = SUFFIXES
+) -> tuple[Listing, Listing]:
+    """Files to train on, and held-out ones, as `folder_sources` says.
+
+    Args:
+        listing: all files.
+        validation_share: share of files held out by hash, where no folder is.
+        what: the files are, for errors.
+        suffixes: what their names end with, for errors.
+
+    Raises:
+        DataError: where there are none.
+    """
     held_out = [name for name in VALIDATION_FOLDERS if (listing.root / name).is_dir()]
     if not held_out:
-        _refuse_empty(listing)
+        _refuse_empty(listing, what, suffixes)
         return _hashed_splits(listing, validation_share)
     validation = listing.within(held_out[0])
     train = listing.within("train") if (listing.root / "train").is_dir() else listing.without(held_out)
-    _refuse_empty(train)
-    _refuse_empty(validation)
+    _refuse_empty(train, what, suffixes)
+    _refuse_empty(validation, what, suffixes)
     return train, validation
 
 
@@ -155,11 +168,11 @@ def _limited(listing: Listing, limit: int | None) -> Listing:
     return listing.chosen(mask)
 
 
-def _refuse_empty(listing: Listing) -> None:
+def _refuse_empty(listing: Listing, what: str, suffixes: Collection[str]) -> None:
     if not listing.readable:
         unreadable = f", and {len(listing.skipped)} that cannot be read" * bool(listing.skipped)
         raise DataError(
-            f"{listing.root} must hold images ({', '.join(sorted(SUFFIXES))}), at any depth; found none{unreadable}"
+            f"{listing.root} must hold {what} ({', '.join(sorted(suffixes))}), at any depth; found none{unreadable}"
         )
 
 
@@ -168,7 +181,12 @@ def _hashed_splits(listing: Listing, share: float) -> tuple[Listing, Listing]:
     return listing.chosen(~held_out), replace(listing.chosen(held_out), skipped=())
 
 
-def _common_classes(train: Listing, validation: Listing) -> tuple[str, ...]:
+def listed_classes(train: Listing, validation: Listing) -> tuple[str, ...]:
+    """The classes that subfolders are.
+
+    Raises:
+        DataError: where the splits disagree about them.
+    """
     if train.root == validation.root:
         return classes_of(train.readable + validation.readable)
     names = (f"folder {train.root}", f"folder {validation.root}")

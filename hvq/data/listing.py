@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,7 @@ def list_images(root: Path) -> Listing:
     of the file stay what they are. Hidden files and folders are left out, links to folders are followed once.
     """
     started = time.time_ns()
-    paths = sorted(_image_paths(root))
+    paths = sorted(paths_below(root, SUFFIXES))
     key = os.path.abspath(root)
     known = _recalled(key)
     # Threads, since this waits for the disk: thousands of small reads.
@@ -148,8 +148,8 @@ def _keep(key: str, entries: dict[str, _Entry]) -> None:
     keep(_WHAT, key, "", arrays)
 
 
-def _image_paths(root: Path) -> Iterator[str]:
-    """Relative paths of all that is named as an image file."""
+def paths_below(root: Path, suffixes: Collection[str]) -> Iterator[str]:
+    """Relative paths of all files below a folder whose names end so; hidden ones are left out."""
     visited = {root.resolve()}
     for folder, subfolders, files in os.walk(root, followlinks=True):
         here = Path(folder)
@@ -164,5 +164,5 @@ def _image_paths(root: Path) -> Iterator[str]:
         inside = here.relative_to(root).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
         for name in files:
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
+            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
                 yield prefix + name

@@ -13,6 +13,7 @@ from hvq.data.augmentation import Augmentation
 from hvq.data.pictures import convert, fit, to_tensor
 from hvq.data.sources import ImageSource, Indices, Sources
 from hvq.errors import DataError
+from hvq.extras import require_package
 
 # Of the pictures that need no download, those that a camera took of a scene. Of the motorcycle's stereo pair only the
 # left one, since the other shows the same.
@@ -72,7 +73,7 @@ class PhotoCrops(ImageSource):
         """Random ones; without an epoch, the same for ever."""
         return self.random_positions(indices, epochs)
 
-    def picture(self, index: int, position: tuple[float, float]) -> Tensor:
+    def picture(self, index: int, position: tuple[float, ...]) -> Tensor:
         """A crop at `position`, pixel for pixel."""
         photo = self._photos[index // self._crops_per_photo]
         height, width = self.size
@@ -133,14 +134,11 @@ def photo_sources(
 
 
 def _photo(name: str) -> Image.Image:
+    shipped = require_package(
+        "skimage.data", what="the photographs come with scikit-image", extra="data", error=DataError
+    )
     try:
-        from skimage import data
-    except ImportError:
-        raise DataError(
-            "the photographs come with scikit-image, which is not installed: pip install hvq[samples]"
-        ) from None
-    try:
-        pixels = getattr(data, name)()
+        pixels = getattr(shipped, name)()
     except (AttributeError, ImportError, OSError) as error:
         raise DataError(
             f"the installed scikit-image does not ship the photograph {name!r} ({error}); "

@@ -7,6 +7,7 @@ import math
 import os
 import stat
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -79,7 +80,7 @@ def convert(picture: Image.Image, channels: int) -> Image.Image:
     return picture if picture.mode == wanted else picture.convert(wanted)
 
 
-def fit(picture: Image.Image, size: tuple[int, int], position: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+def fit(picture: Image.Image, size: Sequence[int], position: Sequence[float] = (0.5, 0.5)) -> Image.Image:
     """Resize until the wanted size is just covered, and crop to it.
 
     Args:
@@ -172,9 +173,9 @@ def _ends_as_it_should(file: BinaryIO, kind: str | None) -> bool:
 def decode(
     file: BinaryIO | bytes,
     *,
-    size: tuple[int, int],
+    size: Sequence[int],
     channels: int,
-    position: tuple[float, float] = (0.5, 0.5),
+    position: Sequence[float] = (0.5, 0.5),
 ) -> Tensor:
     """Read an encoded picture, turned as its EXIF data say, converted, and cropped to a size.
 
@@ -219,7 +220,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def read_reduced(picture: Image.Image, size: tuple[int, int]) -> None:
+def read_reduced(picture: Image.Image, size: Sequence[int]) -> None:
     """Have JPEG skip detail that resizing would discard; twice the final size is kept, which no eye tells apart."""
     # Orientation is not known yet, so the scale is that of a square around the size.
     share = 2 * max(size) / min(picture.size)

@@ -19,21 +19,13 @@ from numpy.typing import NDArray
 from hvq.data.augmentation import Augmentation
 from hvq.data.encoded import Crop, EncodedImages, EncodedOptions, names_array
 from hvq.data.listing import classes_of, top_of
+from hvq.data.shard_index import ShardIndex, forget_shard, index_shard
 from hvq.data.sources import Indices, Sources
 from hvq.data.splits import class_names, class_numbers, common_classes, held_out_by_hash
 from hvq.data.stream import Rows, ShardRows, StreamedImages, Streaming
-from hvq.data.tar import (
-    ATTEMPTS,
-    TAR_ERRORS,
-    Shard,
-    ShardIndex,
-    all_images,
-    forget_shard,
-    index_shard,
-    read_range,
-    reading,
-)
+from hvq.data.tar import ATTEMPTS, TAR_ERRORS, Shard, all_images, read_range, reading
 from hvq.errors import DataError
+from hvq.extras import require_package
 
 _FIX = "mend or remove the sample, or write the shard anew, and start again"
 
@@ -222,12 +214,11 @@ class _Named:
 
 def _expand(specification: str) -> dict[str, _Named]:
     """The shards that a text stands for, by what tells one from another however it is written."""
+    shardlists = require_package(
+        "webdataset.shardlists", what="shards are read with webdataset", extra="data", error=DataError
+    )
     try:
-        from webdataset.shardlists import expand_urls
-    except ImportError:
-        raise DataError('shards are read with webdataset, which is not installed: pip install "hvq[shards]"') from None
-    try:
-        addresses = expand_urls(specification)
+        addresses = shardlists.expand_urls(specification)
     except (AssertionError, ValueError) as error:
         raise DataError(f"{specification!r} does not say where shards are: {error}") from None
     shards: dict[str, _Named] = {}

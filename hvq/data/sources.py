@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvq.data.augmentation import Augmentation
+from hvq.data.pixels import kept_type
 from hvq.errors import DataError
 from hvq.randomness import uniform
 
@@ -65,7 +66,7 @@ class Batch:
     """Images of one micro-batch, and what identifies each of them.
 
     Attributes:
-        images: uint8 `[B, C, H, W]`, 0 to 255.
+        images: uint8 `[B, C, H, W]`, 0 to 255; of signals and volumes float32 `[B, C, *size]` in [-1, 1].
         labels: int64 `[B]`, the index of the class, -1 where it is unknown.
         indices: int64 `[B]`, the position in the source.
         epochs: int64 `[B]`, the pass over the source, `UNAUGMENTED` for images taken as they are.
@@ -92,8 +93,8 @@ class ImageSource(ABC):
     and in any process.
 
     Args:
-        size: height and width of the images, in pixels.
-        channels: C, 1 for grey or 3 for RGB.
+        size: height and width of the images, in pixels; (T) of signals, (X, Y, Z) of volumes.
+        channels: C, 1 for grey or 3 for RGB; of signals and volumes any number.
         classes: names of the classes, in the order of labels; empty without labels.
         skipped: names of files that are left out because they cannot be read.
         augmentation: random changes to images that are fetched with an epoch; none by default.
@@ -103,7 +104,7 @@ class ImageSource(ABC):
     def __init__(
         self,
         *,
-        size: tuple[int, int],
+        size: tuple[int, ...],
         channels: int,
         classes: Sequence[str] = (),
         skipped: Sequence[str] = (),
@@ -122,12 +123,12 @@ class ImageSource(ABC):
         """Number of images."""
 
     @abstractmethod
-    def picture(self, index: int, position: tuple[float, float]) -> Tensor:
-        """Image `index` before augmentation, uint8 `[C, H, W]`.
+    def picture(self, index: int, position: tuple[float, ...]) -> Tensor:
+        """Image `index` before augmentation, `[C, *size]` of `dtype`.
 
         Args:
             index: from 0 to `len(self) - 1`.
-            position: where a crop lies vertically and horizontally, from 0 (top, left) to 1 (bottom, right).
+            position: where a crop lies along each axis, from 0 (top, left) to 1 (bottom, right).
         """
 
     @abstractmethod
@@ -138,18 +139,24 @@ class ImageSource(ABC):
     def name(self, index: int) -> str:
         """What a person calls image `index`, such as its relative path."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images: uint8 of two axes, float32 of signals and volumes."""
+        return kept_type(self.size)
+
     def positions(self, indices: Indices, epochs: Indices) -> NDArray[np.float64]:
-        """Where each image is cropped, `[B, 2]`, vertically and horizontally; the center, if a kind says nothing else.
+        """Where each image is cropped along each axis, `[B, axes]`; the center, if a kind says nothing else.
 
         Args:
             indices: `[B]`.
             epochs: `[B]`, with `UNAUGMENTED` for images that are always to be the same.
         """
-        return np.full((len(indices), 2), 0.5)
+        return np.full((len(indices), len(self.size)), 0.5)
 
     def random_positions(self, indices: Indices, epochs: Indices) -> NDArray[np.float64]:
-        """Positions `[B, 2]` in (0, 1) that are a function of (seed, epoch, index)."""
-        drawn = [uniform(self.seed, epochs, indices, purpose) for purpose in ("crop down", "crop right")]
+        """Positions `[B, axes]` in (0, 1) that are a function of (seed, epoch, index)."""
+        purposes = ("crop right", "crop down", "crop behind")[: len(self.size)][::-1]
+        drawn = [uniform(self.seed, epochs, indices, purpose) for purpose in purposes]
         return np.stack(drawn, axis=1)
 
     def settings(self) -> dict[str, Any]:
@@ -182,7 +189,7 @@ class ImageSource(ABC):
         return digest.hexdigest()
 
     def image(self, index: int, epoch: int | None = None) -> Tensor:
-        """One image, uint8 `[C, H, W]`: as in `epoch`, or without augmentation and always the same (`None`)."""
+        """One image, `[C, *size]`: as in `epoch`, or without augmentation and always the same (`None`)."""
         return self.fetch(np.array([index]), None if epoch is None else np.array([epoch])).images[0]
 
     def fetch(self, indices: Indices, epochs: Indices | None = None) -> Batch:
@@ -198,17 +205,17 @@ class ImageSource(ABC):
         return self.assemble(indices, epochs, self.picture)
 
     def assemble(
-        self, indices: Indices, epochs: Indices | None, picture: Callable[[int, tuple[float, float]], Tensor]
+        self, indices: Indices, epochs: Indices | None, picture: Callable[[int, tuple[float, ...]], Tensor]
     ) -> Batch:
         """`fetch`, of pictures that are had from elsewhere: by a function with the arguments of `self.picture`."""
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise DataError(f"image indices go from 0 to {len(self) - 1}; received {indices.min()} to {indices.max()}")
         passes = epochs_or_unaugmented(epochs, len(indices))
-        images = torch.empty(len(indices), self.channels, *self.size, dtype=torch.uint8)
+        images = torch.empty(len(indices), self.channels, *self.size, dtype=self.dtype)
         positions = self.positions(indices, passes).tolist()
-        for row, (index, (down, right)) in enumerate(zip(indices.tolist(), positions, strict=True)):
-            images[row] = picture(index, (down, right))
+        for row, (index, position) in enumerate(zip(indices.tolist(), positions, strict=True)):
+            images[row] = picture(index, tuple(position))
         if epochs is not None:
             images = self.augmentation(images, seed=self.seed, indices=indices, epochs=passes)
         labels = torch.tensor([self.label(index) for index in indices.tolist()], dtype=torch.int64)
@@ -227,7 +234,7 @@ class TensorImages(ImageSource):
     """Images that lie in memory, all of one size.
 
     Args:
-        images: uint8 `[N, C, H, W]`.
+        images: uint8 `[N, C, H, W]`, or float32 `[N, C, T]` or `[N, C, X, Y, Z]` in [-1, 1].
         labels: integers `[N]`; `None` where there are none.
         classes: names of the classes, in the order of labels.
         names: what a person calls each image; by default its index.
@@ -249,10 +256,13 @@ class TensorImages(ImageSource):
         augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise DataError(f"images must be uint8 [N, C, H, W]; received {images.dtype} {list(images.shape)}")
-        _, channels, height, width = images.shape
-        super().__init__(size=(height, width), channels=channels, classes=classes, augmentation=augmentation, seed=seed)
+        _, channels, *size = images.shape if images.ndim in (3, 4, 5) else (0, 0)
+        if not size or images.dtype != kept_type(size):
+            raise DataError(
+                "images must be uint8 [N, C, H, W], or float32 [N, C, T] or [N, C, X, Y, Z] in [-1, 1]; received "
+                f"{images.dtype} {list(images.shape)}"
+            )
+        super().__init__(size=tuple(size), channels=channels, classes=classes, augmentation=augmentation, seed=seed)
         self._images = images
         self._labels = checked_labels(labels, len(images), len(self.classes))
         self._names = names
@@ -260,7 +270,7 @@ class TensorImages(ImageSource):
     def __len__(self) -> int:
         return len(self._images)
 
-    def picture(self, index: int, position: tuple[float, float]) -> Tensor:
+    def picture(self, index: int, position: tuple[float, ...]) -> Tensor:
         """Image `index`, which needs no crop."""
         return self._images[index]
 

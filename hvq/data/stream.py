@@ -276,7 +276,7 @@ class StreamReader:
             self.expect(np.array(new, np.int64))
         return self._images.assemble(indices, epochs, self._picture)
 
-    def _picture(self, index: int, position: tuple[float, float]) -> Tensor:
+    def _picture(self, index: int, position: tuple[float, ...]) -> Tensor:
         return self._images.decoded(index, lambda: io.BytesIO(self.take(index)), position)
 
     def take(self, index: int) -> bytes:

@@ -18,14 +18,8 @@ from hvq.evaluation.inception_score import InceptionScore
 from hvq.evaluation.kernel_distance import KernelDistance
 from hvq.evaluation.likelihood import PixelPairs, bits_per_dimension
 from hvq.evaluation.perceptual import PerceptualDistance
-from hvq.evaluation.pictures import (
-    image_grid,
-    reconstruction_grid,
-    rejection_curve,
-    sample_grid,
-    training_curves,
-    usage_histogram,
-)
+from hvq.evaluation.pictures import image_grid, reconstruction_grid, sample_grid
+from hvq.evaluation.plots import rejection_curve, training_curves, usage_histogram
 from hvq.evaluation.precision_recall import ManifoldPrecisionRecall
 from hvq.evaluation.pretrained import load_inception_network, load_lpips_network
 from hvq.evaluation.reconstruction import ReconstructionMetrics

@@ -17,37 +17,46 @@ from hvq.histograms import count_codes, entropy
 LARGEST_TABLE = 2**22
 """Most entries of a table of counts, 32 MiB: that of two codebooks of 2,048."""
 
+_LEAST_DIMENSIONS = 3
+
 Pairs = tuple[Tensor, Tensor]
 """Codes of one shape; those at one place belong together."""
 
 
 def right_neighbours(codes: Tensor) -> Pairs:
-    """Codes `[B, h, w]` and those to the right of them.
+    """Codes `[B, h, w]` and those to the right of them; of grids of one axis or three, along the last one.
 
     >>> [side.tolist() for side in right_neighbours(torch.tensor([[[1, 2, 3]]]))]
     [[[[1, 2]]], [[[2, 3]]]]
     """
-    return codes[:, :, :-1], codes[:, :, 1:]
+    return codes[..., :-1], codes[..., 1:]
 
 
 def lower_neighbours(codes: Tensor) -> Pairs:
-    """Codes `[B, h, w]` and those below them."""
-    return codes[:, :-1], codes[:, 1:]
+    """Codes `[B, h, w]` and those below them; of grids of three axes, along the last but one.
+
+    Raises:
+        DataError: where the grid has one axis.
+    """
+    if codes.dim() < _LEAST_DIMENSIONS:
+        raise DataError("codes on a grid of one axis have no lower neighbours; take right_neighbours")
+    return codes[..., :-1, :], codes[..., 1:, :]
 
 
 def covered_codes(coarser: Tensor, finer: Tensor, ratio: int) -> Pairs:
     """Each code of a finer level with the coarser one that covers it.
 
     Args:
-        coarser: `[B, h, w]`.
+        coarser: `[B, h, w]`, or of one axis or three.
         finer: `[B, h', w']`, at most `ratio` times as many along each axis.
         ratio: finer codes per coarser one, along each axis.
 
     >>> [side.tolist() for side in covered_codes(torch.tensor([[[5, 7]]]), torch.tensor([[[0, 1, 2]]]), 2)]
     [[[[5, 5, 7]]], [[[0, 1, 2]]]]
     """
-    covering = coarser.repeat_interleave(ratio, 1).repeat_interleave(ratio, 2)
-    return covering[:, : finer.shape[1], : finer.shape[2]], finer
+    for axis in range(1, coarser.dim()):
+        coarser = coarser.repeat_interleave(ratio, axis).narrow(axis, 0, finer.shape[axis])
+    return coarser, finer
 
 
 class Cooccurrence(NamedTuple):

@@ -118,8 +118,11 @@ def _nearest_squared_distances(generated: Tensor, training: Sequence[Tensor]) ->
 
 def _check_images(generated: Tensor, training: Tensor) -> None:
     for images, what in ((generated, "samples"), (training, "training images")):
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[0] == 0:
-            raise DataError(f"{what} must be uint8 [n, C, H, W]; received {images.dtype} {list(images.shape)}")
+        if images.dtype != torch.uint8 or images.ndim not in (3, 4, 5) or images.shape[0] == 0:
+            raise DataError(
+                f"{what} must be uint8 [n, C, H, W], or of one axis or three; received {images.dtype} "
+                f"{list(images.shape)}"
+            )
     if generated.shape[1:] != training.shape[1:]:
         raise DataError(
             "samples and training images must have one size [C, H, W]; "

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from hvq.config import RunConfig
 from hvq.data import CodeFolder, ImageSource, Sources, build_sources, spread_rows
-from hvq.data.pixels import unit_to_bytes
+from hvq.data.pixels import kept_to_bytes, unit_to_kept
+from hvq.data.views import noun
 from hvq.distributed import Reduction, current_reduction
 from hvq.evaluation.copies import copy_share
 from hvq.evaluation.extractors import ClassifierExtractor, FeatureExtractor
@@ -110,7 +111,7 @@ class _Evaluation:
         """At most `most_real_images` of a split, with their labels and reconstructions."""
 
         def restore(images: Tensor) -> Tensor:
-            return unit_to_bytes(encode_and_restore(self.hierarchy, images, self.config.chunk_size)["images"])
+            return unit_to_kept(encode_and_restore(self.hierarchy, images, self.config.chunk_size)["images"])
 
         return gather_images(self.config, source, self.reduction, self.device, restore)
 
@@ -119,12 +120,21 @@ class _Evaluation:
             reason = "left out, since latents of Gaussian levels are no codes, and take bits of another kind"
             return Measured(about={"bits_per_image": reason, "likelihood": reason})
         bits = measure_bits(self.hierarchy, priors)
+        if reason := self._why_no_pictures():
+            return bits.joined(Measured(about={"likelihood": f"left out, since {reason} of 256 values each"}))
         if source.size != self.hierarchy.image_size:
             return bits.joined(Measured(about={"likelihood": "left out, since images are not of the size of training"}))
         numbers = bits.numbers["bits_per_image"]
         return bits.joined(measure_likelihood(self.hierarchy, pixel_pairs, training, numbers, self.reduction))
 
+    def _why_no_pictures(self) -> str:
+        """What the run is of, in place of images; empty where it is of these."""
+        axes = len(self.hierarchy.image_size)
+        return "" if axes == 2 else f"samples are {noun(self.hierarchy.image_size)}s, not images"
+
     def _eyes(self, training: Images, held_out: Images) -> tuple[_Eyes | None, str]:
+        if reason := self._why_no_pictures():
+            return None, f"{reason}, which is what extractors see"
         extractor, reason = build_extractor(
             self.config,
             self.run,
@@ -140,11 +150,14 @@ class _Evaluation:
 
     def _about_images(self, sources: Sources) -> Measured:
         """What all features, and the classifiers of the accuracy score, are given."""
-        (height, width), channels = sources.train.size, sources.train.channels
+        size, channels = sources.train.size, sources.train.channels
+        if self._why_no_pictures():
+            return Measured()
         most = most_real_images(sources.train.size, channels)
         text = (
-            f"features and classes are of images in bytes, 0 to 255, {height}x{width}, {channels} channel(s), training "
-            f"images as they are, without augmentation; of a split of more than {most} so many, spread over all of it"
+            f"features and classes are of images in bytes, 0 to 255, {size[0]}x{size[1]}, {channels} channel(s), "
+            f"training images as they are, without augmentation; of a split of more than {most} so many, spread over "
+            "all of it"
         )
         return Measured(about={"images": text})
 
@@ -161,7 +174,10 @@ class _Evaluation:
             return Measured(about=dict.fromkeys(groups, reason))
         drawn, codes = self._drawn()
         measured = self._copies(drawn, codes, training, reconstruction_error)
-        if reason := why_no_accuracy(training, held_out):
+        if reason := self._why_no_pictures():
+            reason = f"left out, since {reason}, which is what the classifier sees"
+            accuracy = Measured(about={"classification_accuracy_score": reason})
+        elif reason := why_no_accuracy(training, held_out):
             accuracy = Measured(about={"classification_accuracy_score": reason})
         else:
             accuracy = measure_accuracy(
@@ -194,8 +210,8 @@ class _Evaluation:
         if tuple(there) == wanted:
             return ""
         return (
-            f"left out, since samples are {wanted[0]}x{wanted[1]}, the size of training, and data gives images of "
-            f"{there[0]}x{there[1]}"
+            f"left out, since samples are {'x'.join(map(str, wanted))}, the size of training, and data gives images of "
+            f"{'x'.join(map(str, there))}"
         )
 
     def _drawn(self) -> tuple[Drawn, dict[str, Tensor]]:
@@ -226,9 +242,9 @@ class _Evaluation:
         self, drawn: Drawn, codes: dict[str, Tensor], training: Images, reconstruction_error: float
     ) -> Measured:
         copies = copy_share(
-            drawn.images,
+            kept_to_bytes(drawn.images),
             codes,
-            training["images"],
+            kept_to_bytes(training["images"]),
             _training_codes(self.run, self.hierarchy.channels),
             threshold=reconstruction_error,
         )

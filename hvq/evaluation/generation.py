@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hvq.autoencoders import decode_tiled
 from hvq.chunks import map_chunks
-from hvq.data.pixels import model_to_unit, unit_to_bytes
+from hvq.data.pixels import kept_type, model_to_unit, unit_to_kept
 from hvq.distributed import Reduction
 from hvq.errors import CheckpointError, DataError
 from hvq.level_names import in_level_order
@@ -20,14 +20,16 @@ from hvq.priors.known import Fixed, check_codes
 from hvq.priors.sampling import AfterLevel, AfterPosition
 from hvq.storage import Hierarchy
 
+_POOLS = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+
 
 @dataclass(frozen=True)
 class Generated:
     """Samples, on the CPU.
 
     Attributes:
-        codes: int64 `[n, h, w]`, or `[n, h, w, G]`, by level name, coarse to fine.
-        images: uint8 `[n, C, H, W]`.
+        codes: int64 `[n, *grid]`, or `[n, *grid, G]`, by level name, coarse to fine.
+        images: as they are kept, uint8 `[n, C, H, W]`; signals and volumes float32 `[n, C, *size]` in [-1, 1].
     """
 
     codes: dict[str, Tensor]
@@ -43,13 +45,13 @@ def decode_images(
     absent: Collection[str] = (),
     tile: int | None = None,
 ) -> Tensor:
-    """Images of codes, float `[n, C, H, W]` in [0, 1], on the CPU.
+    """Images of codes, float `[n, C, *size]` in [0, 1], on the CPU.
 
     Args:
         hierarchy: the trained system.
-        codes: integers `[n, h, w]` by level name.
+        codes: integers `[n, *grid]` by level name.
         chunk_size: rows of each forward.
-        size: (H, W) of the images; that of the training images by default.
+        size: of the images; that of the training images by default.
         absent: levels to leave out.
         tile: pixels per side that a forward gives at most; None for whole images.
 
@@ -61,7 +63,7 @@ def decode_images(
     return torch.cat([none, *_decoded(hierarchy, codes, chunk_size=chunk_size, size=size, absent=absent, tile=tile)])
 
 
-def decode_bytes(
+def decode_kept(
     hierarchy: Hierarchy,
     codes: Mapping[str, Tensor],
     *,
@@ -69,7 +71,7 @@ def decode_bytes(
     size: Sequence[int] | None = None,
     absent: Collection[str] = (),
 ) -> Tensor:
-    """`decode_images`, uint8 `[n, C, H, W]`; no more than a chunk of it is ever held in floating point.
+    """`decode_images`, as they are kept: of two axes uint8, no more than a chunk of which is ever held otherwise.
 
     Args:
         hierarchy: as there.
@@ -83,10 +85,10 @@ def decode_bytes(
     """
     size = hierarchy.image_size if size is None else size
     codes = in_level_order(codes, hierarchy.autoencoder.level_names, "codes")
-    images = torch.empty(len(next(iter(codes.values()))), hierarchy.channels, *size, dtype=torch.uint8)
+    images = torch.empty(len(next(iter(codes.values()))), hierarchy.channels, *size, dtype=kept_type(size))
     start = 0
     for part in _decoded(hierarchy, codes, chunk_size=chunk_size, size=size, absent=absent):
-        images[start : start + len(part)] = unit_to_bytes(part)
+        images[start : start + len(part)] = unit_to_kept(part)
         start += len(part)
     return images
 
@@ -148,8 +150,9 @@ def generate(
         chunk_size: samples drawn at a time.
         options: how codes are drawn, by level name; what the priors were saved with by default. Those of levels that
             are given do nothing.
-        given: codes `[n, h, w]`, or `[n, h, w, G]`, of levels that are taken as they are.
-        fixed: for in-painting, by level name, such codes and a mask, bool `[n, h, w]`, of the positions that keep them.
+        given: codes `[n, *grid]`, or `[n, *grid, G]`, of levels that are taken as they are.
+        fixed: for in-painting, by level name, such codes and a mask, bool `[n, *grid]`, of the positions that keep
+            them.
         reduction: over the processes that share the work.
         after_position: told the level after each code of each chunk of this process, for a progress bar.
         after_level: told each level that was drawn, and its codes, on every process.
@@ -180,7 +183,7 @@ def generate(
         after_level=after_level,
     )
     codes = in_level_order(codes, hierarchy.autoencoder.level_names, "codes")
-    return Generated(codes, decode_bytes(hierarchy, codes, chunk_size=chunk_size))
+    return Generated(codes, decode_kept(hierarchy, codes, chunk_size=chunk_size))
 
 
 def _require_levels(hierarchy: Hierarchy, *, given: Collection[str], options: Collection[str]) -> None:
@@ -219,23 +222,25 @@ def check_level_codes(hierarchy: Hierarchy, codes: Mapping[str, Tensor], *, rows
 
 
 def level_code_shape(hierarchy: Hierarchy, level: str) -> tuple[int, ...]:
-    """Of one image's codes of a level: `[h, w]`, or `[h, w, G]` where positions have several."""
+    """Of one image's codes of a level: `[*grid]`, or `[*grid, G]` where positions have several."""
     several = hierarchy.autoencoder.quantizers[level].codes_per_position
     return (*hierarchy.grids[level], several) if several > 1 else hierarchy.grids[level]
 
 
 def covered_cells(mask: Tensor, *, grid: Sequence[int], stride: int) -> Tensor:
-    """bool `[B, h, w]`: the cells of a level of which the mask marks every pixel.
+    """bool `[B, *grid]`: the cells of a level of which the mask marks every pixel.
 
     Args:
-        mask: bool `[B, H, W]`; beyond its edges it goes on by reflection, as images do.
-        grid: (h, w) of the level.
+        mask: bool `[B, *size]`; beyond its edges it goes on by reflection, as images do.
+        grid: of the level, (h, w) or one or three lengths.
         stride: pixels per cell and axis.
 
     >>> mask = torch.tensor([[[True, True, True, False], [True, True, True, True]]])
     >>> covered_cells(mask, grid=(1, 2), stride=2).tolist()
     [[[True, False]]]
     """
-    bottom, right = (n * stride - length for n, length in zip(grid, mask.shape[1:], strict=True))
-    hidden = functional.pad((~mask).float().unsqueeze(1), [0, right, 0, bottom], mode="reflect")
-    return functional.max_pool2d(hidden, stride).squeeze(1) == 0
+    missing = [n * stride - length for n, length in zip(grid, mask.shape[1:], strict=True)]
+    # functional.pad counts axes from the last.
+    margins = [n for m in reversed(missing) for n in (0, m)]
+    hidden = functional.pad((~mask).float().unsqueeze(1), margins, mode="reflect")
+    return _POOLS[len(grid)](hidden, stride).squeeze(1) == 0

@@ -12,7 +12,8 @@ from torch import Tensor
 from hvq.chunks import map_chunks
 from hvq.config import RunConfig
 from hvq.data import Batch, ImageSource, ordered_batches
-from hvq.data.pixels import bytes_to_model, bytes_to_unit, model_to_unit, unit_to_bytes
+from hvq.data.pixels import kept_to_model, kept_to_unit, model_to_unit, unit_to_bytes
+from hvq.data.views import noun
 from hvq.distributed import Reduction
 from hvq.errors import DataError
 from hvq.evaluation.code_usage import CodeUsage
@@ -31,14 +32,16 @@ from hvq.evaluation.pretrained import load_lpips_network
 from hvq.evaluation.reconstruction import ReconstructionMetrics
 from hvq.storage import Hierarchy
 
+_PICTURE_AXES = 2
 _ABOUT_LEVELS = (
     "usage: share of codes that occur in the held-out split; perplexity: exp of the entropy of their histogram over "
     "it, both left out where a level's bottleneck is Gaussian and it has no codes; absent_mse: error on [0, 1] with "
     "that level alone replaced by its stand-in"
 )
 _ABOUT_COOCCURRENCE = (
-    "mutual information in nats of codes and their right and lower neighbours, and of codes of a level and the finer "
-    "ones that they cover, over the held-out split of {images} images. mutual_information: of the counts as they are, "
+    "mutual information in nats of codes and their right and lower neighbours (the next along the last axis and the "
+    "last but one), and of codes of a level and the finer ones that they cover, over the held-out split of {images} "
+    "{noun}s. mutual_information: of the counts as they are, "
     "which chance alone lifts above 0; corrected: less what chance adds (Miller and Madow); pairs: their number"
 )
 
@@ -49,7 +52,8 @@ class HeldOut:
 
     Attributes:
         measured: `reconstruction`, `levels` and `cooccurrence`.
-        pixel_pairs: int64 `[256, 256]`, how often each value of a reconstruction meets each value of an image.
+        pixel_pairs: int64 `[256, 256]`, how often each value of a reconstruction meets each value of an image; nothing
+            is counted of signals and volumes.
     """
 
     measured: Measured
@@ -60,11 +64,11 @@ class HeldOut:
 def encode_and_restore(
     hierarchy: Hierarchy, images: Tensor, chunk_size: int, *, absent: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """Codes and reconstructions of uint8 images `[B, C, H, W]`.
+    """Codes and reconstructions of images.
 
     Args:
         hierarchy: the trained system.
-        images: in bytes.
+        images: as they are kept, uint8 `[B, C, H, W]` or float32 `[B, C, *size]`.
         chunk_size: images in each forward.
         absent: levels, without each of which alone the images are decoded once more.
 
@@ -76,7 +80,7 @@ def encode_and_restore(
     size = images.shape[2:]
 
     def forward(part: dict[str, Tensor]) -> dict[str, Tensor]:
-        codes = model.encode(bytes_to_model(part["images"].to(device)))
+        codes = model.encode(kept_to_model(part["images"].to(device)))
         results = {f"codes.{name}": code for name, code in codes.items()}
         results["images"] = model_to_unit(model.decode(codes, size=size))
         for name in absent:
@@ -97,11 +101,12 @@ def measure_reconstruction(
     perceptual, no_perceptual = _perceptual_distance(source, reduction, device)
     levels, together = _Levels(hierarchy, device), _Together(hierarchy, device)
     for batch in _share(source, config, reduction):
-        bytes_ = batch.images.to(device)
-        images = bytes_to_unit(bytes_)
+        kept = batch.images.to(device)
+        images = kept_to_unit(kept)
         restored = encode_and_restore(hierarchy, batch.images, config.chunk_size, absent=names)
         metrics.update(images, restored["images"])
-        pixel_pairs.update(bytes_, unit_to_bytes(restored["images"]))
+        if kept.dtype == torch.uint8:
+            pixel_pairs.update(kept, unit_to_bytes(restored["images"]))
         if perceptual is not None:
             perceptual.update(images, restored["images"])
         # Padding is left out, as it is where codebooks learn.
@@ -117,12 +122,13 @@ def measure_reconstruction(
     about = {
         **{f"reconstruction.{name}": text for name, text in metrics.about().items()},
         "reconstruction.lpips": no_perceptual or lpips_about,
-        "split": f"{len(source)} held-out images, {size[0]}x{size[1]}, {hierarchy.channels} channel(s), pixels in "
-        "[0, 1]",
+        "split": f"{len(source)} held-out {noun(size)}s, {'x'.join(map(str, size))}, {hierarchy.channels} channel(s), "
+        f"{'pixels' if len(size) == _PICTURE_AXES else 'values'} in [0, 1]",
         "levels": _ABOUT_LEVELS,
     }
+    counted = pixel_pairs.compute() if source.dtype == torch.uint8 else pixel_pairs.counts
     numbers = {"reconstruction": {**metrics.compute(), "lpips": lpips}, "levels": levels.numbers(reduction)}
-    return HeldOut(Measured(numbers, about).joined(together.measured(len(source))), pixel_pairs.compute())
+    return HeldOut(Measured(numbers, about).joined(together.measured(len(source))), counted)
 
 
 class _Levels:
@@ -173,12 +179,14 @@ class _Together:
 
     def __init__(self, hierarchy: Hierarchy, device: torch.device) -> None:
         model = hierarchy.autoencoder
-        self._strides = model.strides
+        self._strides, self._noun = model.strides, noun(hierarchy.image_size)
         self._metrics: dict[str, CodeCooccurrence] = {}
         self._reasons: dict[str, str] = {}
         for name, (first, second) in _pairings(model.level_names).items():
             sizes = [model.quantizers[level].codebook_size for level in (first, second)]
-            if not all(model.quantizers[level].discrete for level in (first, second)):
+            if name.endswith(".below") and len(hierarchy.image_size) == 1:
+                self._reasons[name] = "left out, since codes on a grid of one axis have no lower neighbours"
+            elif not all(model.quantizers[level].discrete for level in (first, second)):
                 self._reasons[name] = "left out, since a Gaussian level has no codes"
             elif max(model.quantizers[level].codes_per_position for level in (first, second)) > 1:
                 self._reasons[name] = "left out, since positions have several codes"
@@ -214,7 +222,7 @@ class _Together:
                 "corrected": found.corrected,
                 "pairs": found.pairs,
             }
-        about = {"cooccurrence": _ABOUT_COOCCURRENCE.format(images=images)}
+        about = {"cooccurrence": _ABOUT_COOCCURRENCE.format(images=images, noun=self._noun)}
         about |= {f"cooccurrence.{name}": text for name, text in reasons.items()}
         return Measured({"cooccurrence": numbers}, about)
 
@@ -233,6 +241,8 @@ def _perceptual_distance(
     source: ImageSource, reduction: Reduction, device: torch.device
 ) -> tuple[PerceptualDistance | None, str]:
     """LPIPS, and an empty text; or None, and why there is none."""
+    if len(source.size) != _PICTURE_AXES:
+        return None, "left out, since AlexNet sees images of two axes"
     if min(source.size) < SMALLEST_SIDE:
         return None, f"left out, since images are smaller than the {SMALLEST_SIDE} pixels that AlexNet takes"
     network, reason = loaded_everywhere(load_lpips_network, reduction, device)

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from hvq.config import RunConfig
 from hvq.data import ImageSource, Subset, ordered_batches, spread_rows
+from hvq.data.pixels import kept_type
 from hvq.distributed import Reduction
 
 # More than a small classifier learns from in its few steps, and as many as memory easily holds.
 MOST_REAL_IMAGES, MOST_BYTES = 10_000, 2**31
 
 Restore = Callable[[Tensor], Tensor]
-"""From uint8 `[B, C, H, W]` to reconstructions of the same form."""
+"""From images as they are kept, uint8 `[B, C, H, W]` or float32 `[B, C, *size]`, to reconstructions of that form."""
 
 
 def most_real_images(size: Sequence[int], channels: int) -> int:
@@ -29,7 +30,7 @@ def most_real_images(size: Sequence[int], channels: int) -> int:
     >>> most_real_images((256, 256), 3), most_real_images((1024, 1024), 3)
     (10000, 682)
     """
-    return max(1, min(MOST_REAL_IMAGES, MOST_BYTES // (channels * math.prod(size))))
+    return max(1, min(MOST_REAL_IMAGES, MOST_BYTES // (channels * math.prod(size) * kept_type(size).itemsize)))
 
 
 def gather_images(
@@ -51,12 +52,12 @@ def gather_images(
 
     Returns:
         On the CPU, `indices` in the split, int64 `[m]`, `labels`, int64 `[m]`, -1 where unknown, `images`, uint8
-        `[m, C, H, W]`, and `restored`, of the same form.
+        `[m, C, H, W]` (float32 `[m, C, *size]` of signals and volumes), and `restored`, of the same form.
     """
     some = Subset(source, spread_rows(len(source), most_real_images(source.size, source.channels)))
     pictures = ("images",) if restore is None else ("images", "restored")
     columns = {name: torch.zeros(len(some), dtype=torch.int64) for name in ("indices", "labels")}
-    columns |= {name: torch.zeros(len(some), source.channels, *source.size, dtype=torch.uint8) for name in pictures}
+    columns |= {name: torch.zeros(len(some), source.channels, *source.size, dtype=source.dtype) for name in pictures}
     batches = ordered_batches(
         some,
         chunk_size=config.chunk_size,

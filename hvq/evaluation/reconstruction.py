@@ -21,6 +21,8 @@ MS_SSIM_SIDE = 161
 SMALLEST_MSE = 1e-10
 """An image rebuilt exactly counts as 100 dB; its true PSNR is infinite, and so would be any mean with it."""
 
+_PICTURE_DIMENSIONS = 4
+
 ROUNDING = 1e-3
 """How far outside [0, 1] a pixel may lie and still pass for one."""
 
@@ -58,27 +60,28 @@ class ReconstructionMetrics(Metric):  # type: ignore[misc]  # torchmetrics is no
     images: Tensor
     images_with_similarity: Tensor
     images_with_multiscale: Tensor
+    without_pictures: Tensor
 
     def __init__(self, *, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         for name in ("squared_error", "signal_to_noise", "similarity", "multiscale"):
             self.add_state(name, torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
-        for name in ("images", "images_with_similarity", "images_with_multiscale"):
+        for name in ("images", "images_with_similarity", "images_with_multiscale", "without_pictures"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, reconstructions: Tensor) -> None:
         """Add a batch.
 
         Args:
-            images: float [B, C, H, W] in [0, 1].
-            reconstructions: float [B, C, H, W] in [0, 1].
+            images: float [B, C, H, W] in [0, 1]; of signals and volumes [B, C, *size], which have no SSIM.
+            reconstructions: float of the same shape in [0, 1].
 
         Raises:
             DataError: where the shapes differ, or pixels lie outside [0, 1].
         """
-        if images.ndim != 4 or images.shape != reconstructions.shape:
+        if images.ndim not in (3, 4, 5) or images.shape != reconstructions.shape:
             raise DataError(
-                "images and reconstructions must share one shape [B, C, H, W]; "
+                "images and reconstructions must share one shape [B, C, *size]; "
                 f"received {list(images.shape)} and {list(reconstructions.shape)}"
             )
         if images.shape[0] == 0:
@@ -86,10 +89,13 @@ class ReconstructionMetrics(Metric):  # type: ignore[misc]  # torchmetrics is no
         _check_range(images, "images")
         _check_range(reconstructions, "reconstructions")
         truth, rebuilt = images.to(self.squared_error.dtype), reconstructions.to(self.squared_error.dtype)
-        mse = (truth - rebuilt).square().mean(dim=(1, 2, 3))
+        mse = (truth - rebuilt).square().flatten(1).mean(dim=1)
         self.squared_error += mse.sum()
         self.signal_to_noise += (-10.0 * mse.clamp_min(SMALLEST_MSE).log10()).sum()
         self.images += images.shape[0]
+        if images.ndim != _PICTURE_DIMENSIONS:
+            self.without_pictures += images.shape[0]
+            return
         if min(images.shape[2:]) >= SSIM_WINDOW:
             self.similarity += _similarity(truth, rebuilt).sum()
             self.images_with_similarity += images.shape[0]
@@ -125,6 +131,9 @@ class ReconstructionMetrics(Metric):  # type: ignore[misc]  # torchmetrics is no
             "ms_ssim": "structural similarity at five scales for pixels in [0, 1], Gaussian window of 11 pixels, mean "
             "over images; 1 is identical",
         }
+        if bool(self.without_pictures):
+            reason = "left out, since its windows are of images, which have two axes"
+            return {**texts, "ssim": reason, "ms_ssim": reason}
         if bool(self.images_with_similarity != self.images):
             texts["ssim"] = f"left out, since some images are smaller than its window of {SSIM_WINDOW} pixels"
         if bool(self.images_with_multiscale != self.images):

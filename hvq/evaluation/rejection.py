@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hvq.config import RunConfig
 from hvq.data import ImageSource
+from hvq.data.views import noun
 from hvq.distributed import Reduction
 from hvq.errors import ConfigurationError, DataError
 from hvq.evaluation.classification import SMALLEST_SIDE, class_probabilities, fit_classifier
@@ -177,6 +178,11 @@ def _require_classes(hierarchy: Hierarchy, labels: Sequence[int]) -> None:
         raise DataError(
             f"keeping the surest samples takes two classes to tell apart, and this run has {hierarchy.classes[0]} alone"
             ": keep all instead"
+        )
+    if len(hierarchy.image_size) != 2:
+        raise DataError(
+            "keeping the surest samples takes images, which the classifier sees; samples of this run are "
+            f"{noun(hierarchy.image_size)}s: keep all instead"
         )
     if min(hierarchy.image_size) < SMALLEST_SIDE:
         raise DataError(

@@ -11,9 +11,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from hvq.evaluation.plots import require_matplotlib
 from hvq.evaluation.report_tables import (
     GENERATION_COLUMNS,
     LEVEL_COLUMNS,
@@ -34,6 +34,7 @@ from hvq.evaluation.report_tables import (
     reconstruction_rows,
     table,
 )
+from hvq.extras import require_package
 from hvq.files import write_file
 
 Picture = Image.Image | Path
@@ -89,6 +90,16 @@ class Section:
         return rows or any((self.texts, self.figures, self.bars, self.definitions))
 
 
+def require_report_packages() -> None:
+    """Refuse to begin what ends with a report that could not be written.
+
+    Raises:
+        ConfigurationError: where a package that reports take is not installed.
+    """
+    require_matplotlib()
+    _jinja2()
+
+
 def write_report(
     run_folder: Path,
     *,
@@ -120,6 +131,9 @@ def write_report(
 
     Returns:
         The path of the page.
+
+    Raises:
+        ConfigurationError: where the package jinja2 is not installed.
     """
     figures = {}
     for name, picture in pictures.items():
@@ -147,8 +161,15 @@ def _write(path: Path, content: bytes) -> None:
 
 def _render(**values: Any) -> str:
     template = resources.files("hvq.evaluation").joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja2 = _jinja2()
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.from_string(template).render(**values)
+
+
+def _jinja2() -> Any:
+    return require_package("jinja2", what="reports are written with jinja2", extra="report")
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

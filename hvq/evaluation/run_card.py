@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hvq.config import DataConfig, HubConfig, RunConfig
+from hvq.data.views import noun
 from hvq.evaluation.number_table import number_rows
 from hvq.evaluation.report import RECONSTRUCTIONS, SAMPLES
 from hvq.evaluation.run_report import run_summary, run_title
@@ -55,8 +56,8 @@ def _about_data(data: DataConfig, hierarchy: Hierarchy) -> str:
     """What the images are like, and what they are called, but for where they lay."""
     called = next((value for field in ("name", "path", "train") if (value := getattr(data, field, None))), None)
     name = "" if called is None else f", `{Path(str(called)).name if Path(str(called)).is_absolute() else called}`"
-    (height, width), classes = hierarchy.image_size, hierarchy.classes
+    size, classes = hierarchy.image_size, hierarchy.classes
     shown = ", ".join(classes[:10]) + f" and {len(classes) - 10} more" * (len(classes) > 10)
     of_classes = f", of {len(classes)} classes: {shown}" if classes else ""
-    what = f"{height}x{width} images of {hierarchy.channels} channel{'s' * (hierarchy.channels > 1)}"
+    what = f"{'x'.join(map(str, size))} {noun(size)}s of {hierarchy.channels} channel{'s' * (hierarchy.channels > 1)}"
     return f"{what}{of_classes}. They were read by `data.kind={data.kind}`{name}."

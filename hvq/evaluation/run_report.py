@@ -11,17 +11,13 @@ from torch import Tensor
 
 from hvq.config import RunConfig
 from hvq.data import CodeFolder, ImageSource, Sources, ordered_batches
-from hvq.data.pixels import bytes_to_model
+from hvq.data.pixels import kept_to_model
+from hvq.data.views import as_pictures, noun
 from hvq.evaluation.code_usage import CodeUsage
-from hvq.evaluation.generation import decode_bytes
-from hvq.evaluation.pictures import (
-    reconstruction_grid,
-    rejection_curve,
-    sample_grid,
-    training_curves,
-    usage_histogram,
-)
-from hvq.evaluation.report import Picture, write_report
+from hvq.evaluation.generation import decode_kept
+from hvq.evaluation.pictures import reconstruction_grid, sample_grid
+from hvq.evaluation.plots import rejection_curve, training_curves, usage_histogram
+from hvq.evaluation.report import Picture, require_report_packages, write_report
 from hvq.evaluation.sample_files import TENSORS, has_description, read_description
 from hvq.files import read_tensors
 from hvq.storage import Hierarchy, RunFolder, load_hierarchy
@@ -38,7 +34,11 @@ def write_run_report(config: RunConfig, run: RunFolder, sources: Sources, *, sta
         sources: the images.
         started: when the whole run began (`time.perf_counter`), for `seconds.total`; by default the total is the sum
             of the stages.
+
+    Raises:
+        ConfigurationError: where a package that draws it is not installed (`require_report_packages`).
     """
+    require_report_packages()
     hierarchy = load_hierarchy(run)
     pictures = run_pictures(config, run, hierarchy, sources.validation)
     stages: dict[str, float] = dict(run.metrics().get("seconds", {}))
@@ -68,7 +68,7 @@ def run_pictures(config: RunConfig, run: RunFolder, hierarchy: Hierarchy, source
     if (run.samples / TENSORS).exists():
         samples, _ = read_tensors(run.samples / TENSORS, "samples")
         labels = samples["labels"] if hierarchy.classes else None
-        pictures["samples"] = sample_grid(samples["images"], labels, hierarchy.classes or None)
+        pictures["samples"] = sample_grid(as_pictures(samples["images"]), labels, hierarchy.classes or None)
     if rejection := rejection_curve(run.metrics().get("rejection", {})):
         pictures["rejection"] = rejection
     curves = training_curves(run.lines(), names)
@@ -102,15 +102,15 @@ def _reconstructions(hierarchy: Hierarchy, source: ImageSource, chunk_size: int)
     """Held-out originals, and what is left of them from the top level alone, from the top and the next, and so on."""
     shown = min(_ORIGINALS_SHOWN, len(source))
     originals = torch.stack([source.image(i) for i in range(shown)])
-    codes = hierarchy.autoencoder.encode(bytes_to_model(originals))
+    codes = hierarchy.autoencoder.encode(kept_to_model(originals))
     names = hierarchy.autoencoder.level_names
     rows = {
-        " + ".join(names[: i + 1]): decode_bytes(
+        " + ".join(names[: i + 1]): decode_kept(
             hierarchy, codes, chunk_size=chunk_size, size=source.size, absent=names[i + 1 :]
         )
         for i in range(len(names))
     }
-    return reconstruction_grid(originals, rows)
+    return reconstruction_grid(as_pictures(originals), {name: as_pictures(row) for name, row in rows.items()})
 
 
 def run_title(config: RunConfig) -> str:
@@ -138,8 +138,8 @@ def run_summary(hierarchy: Hierarchy) -> str:
         for name, quantizer in levels.items()
         if quantizer.discrete
     )
-    height, width = hierarchy.image_size
-    return f"{height}x{width} images as {'; '.join(parts)}{f': {bits} bits each' if bits else ''}."
+    size = hierarchy.image_size
+    return f"{'x'.join(map(str, size))} {noun(size)}s as {'; '.join(parts)}{f': {bits} bits each' if bits else ''}."
 
 
 def _stand_in_note(stand_ins: Mapping[str, str]) -> str:

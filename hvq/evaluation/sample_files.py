@@ -57,8 +57,8 @@ class Samples:
         labels: int64 `[n]`, -1 for none.
         seed: of the noise.
         options: how codes were drawn, by level name.
-        codes: int64 `[n, h, w]`, or `[n, h, w, G]`, of the levels that are drawn, coarse to fine.
-        images: uint8 `[n, C, H, W]`; None before all levels are drawn.
+        codes: int64 `[n, *grid]`, or `[n, *grid, G]`, of the levels that are drawn, coarse to fine.
+        images: as they are kept, uint8 `[n, C, H, W]` or float32 `[n, C, *size]`; None before all levels are drawn.
         candidates: how many were drawn to choose these from; n where all of them are here.
         chosen: n where these are the ones that a classifier was surest of, 0 where none chose among the candidates.
         precision: of the priors' weights while codes were drawn.

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hvq.config import RunConfig
+from hvq.config import ArrayConfig, RunConfig, TonesConfig, WavesConfig
 from hvq.data import Sources, build_sources
+from hvq.data.views import as_pictures
+from hvq.data.waves import write_wave
 from hvq.distributed import Reduction
 from hvq.errors import CheckpointError, ConfigurationError
 from hvq.evaluation.generation import Generated, generate, level_code_shape
@@ -110,23 +112,38 @@ def draw_samples(
         )
 
 
-def write_samples(folder: Path, samples: Samples, *, encoder: str, classes: Sequence[str]) -> None:
+def write_samples(
+    folder: Path, samples: Samples, *, encoder: str, classes: Sequence[str], sample_rate: int | None = None
+) -> None:
     """Leave samples as one safetensors file (images, labels, numbers, codes by level) and one picture.
+
+    Of signals the picture shows the waves, of volumes the middle planes.
 
     Args:
         folder: where they go; whole or not at all.
         samples: with images.
         encoder: hash of the autoencoder that the codes belong to.
         classes: their names.
+        sample_rate: of sounds, in Hz, each of which is then a .wav file too.
     """
     assert samples.images is not None
-    grid = sample_grid(samples.images, samples.labels if classes else None, classes or None)
+    images = samples.images
+    grid = sample_grid(as_pictures(images), samples.labels if classes else None, classes or None)
 
     def write(partial: Path) -> None:
         write_samples_file(partial / TENSORS, samples, encoder=encoder)
         grid.save(partial / GRID)
+        if sample_rate is not None:
+            for name, sound in zip(_sound_names(samples, classes), images, strict=True):
+                write_wave(partial / name, sound, sample_rate)
 
     write_folder(folder, write)
+
+
+def _sound_names(samples: Samples, classes: Sequence[str]) -> list[str]:
+    """Number and class of each, such as 00007-c4.wav."""
+    pairs = zip(samples.numbers.tolist(), samples.labels.tolist(), strict=True)
+    return [f"{number:05d}{f'-{Path(classes[label]).name}' if label >= 0 else ''}.wav" for number, label in pairs]
 
 
 def sample_run(
@@ -189,13 +206,21 @@ def sample_run(
     if judge is not None:
         samples = judge.choose(samples, reduction)
     if reduction.rank == 0:
-        write_samples(run.samples, samples, encoder=encoder, classes=hierarchy.classes)
+        write_samples(
+            run.samples, samples, encoder=encoder, classes=hierarchy.classes, sample_rate=_sample_rate(config)
+        )
         if drawn or (from_codes is not None and is_left(from_codes, run)):
             # Otherwise what lies there is of another call.
             remove_folder(run.checkpoint(STAGE))
     # No process goes on before the files are there, for it may read them next.
     reduction.sum(torch.zeros(1, device=next(hierarchy.autoencoder.parameters()).device))
     return samples
+
+
+def _sample_rate(config: RunConfig) -> int | None:
+    """Of sounds, where the data say it."""
+    data = config.data
+    return data.sample_rate if isinstance(data, ArrayConfig | TonesConfig | WavesConfig) else None
 
 
 def _begun(

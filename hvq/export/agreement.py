@@ -11,7 +11,7 @@ from torch import Tensor
 from hvq.autoencoders import Autoencoder
 from hvq.data.pixels import model_to_unit, unit_to_model
 from hvq.errors import HVQError
-from hvq.export.description import IMAGES, Agreement, ExportDescription
+from hvq.export.description import AXES, IMAGES, Agreement, ExportDescription
 from hvq.export.modules import codes_name
 from hvq.export.programs import examples
 
@@ -41,8 +41,9 @@ def require_agreement(
             by more than 1e-4.
     """
     coarsest = max(autoencoder.strides.values())
-    height, width = (-(-length // coarsest) for length in description.image_size)
-    lengths = {"batch": _BATCH, "height": height, "width": width}
+    size = description.image_size
+    axes = {name: -(-length // coarsest) for name, length in zip(AXES[len(size)], size, strict=True)}
+    lengths = {"batch": _BATCH, **axes}
     images = examples(description.encoder.inputs, **lengths)[IMAGES]
     expected = autoencoder.encode(unit_to_model(images))
     found = encode(images=images)

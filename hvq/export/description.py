@@ -14,6 +14,8 @@ Format = Literal["onnx", "torch_export"]
 EXPORT_VERSION: Literal[1] = 1
 ENDINGS: dict[Format, str] = {"onnx": "onnx", "torch_export": "pt2"}
 IMAGES = "images"
+# What the axes of images are called where they may have any length; of signals, and of volumes.
+AXES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 # An axis of a tensor: its length, or how it hangs on what the caller chooses, such as `batch` and `8*height`.
 Axis = PositiveInt | str
 
@@ -22,7 +24,7 @@ class Port(FrozenModel):
     """An input or output."""
 
     dtype: Literal["float32", "int64"]
-    shape: tuple[Axis, ...] = Field(description="`batch` is 1 or more, `height` and `width` are 2 or more")
+    shape: tuple[Axis, ...] = Field(description="`batch` is 1 or more, `height`, `width` and so on are 2 or more")
     range: tuple[float, float] | tuple[int, int] = Field(description="least and greatest value")
 
 
@@ -58,7 +60,7 @@ class ExportDescription(FrozenModel):
 
     format_version: Literal[1] = EXPORT_VERSION
     format: Format
-    image_size: tuple[PositiveInt, ...] = Field(description="H and W that it was exported at")
+    image_size: tuple[PositiveInt, ...] = Field(description="H and W that it was exported at, or one or three lengths")
     channels: PositiveInt = Field(description="C of the images")
     dynamic_size: bool = Field(description="whether sides may be any multiples of the coarsest stride, from two on")
     levels: dict[str, ExportedLevel] = Field(description="coarse to fine")
@@ -72,12 +74,13 @@ def describe(
 ) -> ExportDescription:
     """What the files of an export will take and give."""
     coarsest = max(autoencoder.strides.values())
-    size = _named(coarsest) if dynamic_size else image_size
+    axes = AXES[len(image_size)]
+    size = _named(coarsest, axes) if dynamic_size else image_size
     images = {IMAGES: Port(dtype="float32", shape=("batch", channels, *size), range=(0.0, 1.0))}
     grids = autoencoder.grids(image_size)
     codes = {}
     for level, quantizer in autoencoder.quantizers.items():
-        grid = _named(coarsest // autoencoder.strides[level]) if dynamic_size else grids[level]
+        grid = _named(coarsest // autoencoder.strides[level], axes) if dynamic_size else grids[level]
         codes[codes_name(level)] = Port(
             dtype="int64", shape=("batch", *grid, *quantizer.code_shape), range=(0, quantizer.codebook_size - 1)
         )
@@ -93,8 +96,8 @@ def describe(
     )
 
 
-def _named(factor: int) -> tuple[str, ...]:
-    return tuple(name if factor == 1 else f"{factor}*{name}" for name in ("height", "width"))
+def _named(factor: int, axes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name if factor == 1 else f"{factor}*{name}" for name in axes)
 
 
 def _levels(autoencoder: Autoencoder) -> dict[str, ExportedLevel]:

@@ -28,7 +28,7 @@ def codes_name(level: str) -> str:
 
 
 class ImagesToCodes(nn.Module):
-    """Images `[B, C, H, W]` in [0, 1] to int64 codes of every level, by `codes_name`, coarse to fine.
+    """Images `[B, C, *size]` in [0, 1] to int64 codes of every level, by `codes_name`, coarse to fine.
 
     Args:
         autoencoder: is copied, without what decodes images.
@@ -47,11 +47,11 @@ class ImagesToCodes(nn.Module):
 
 
 class CodesToImages(nn.Module):
-    """Codes of every level, any integers, by `codes_name`, to images `[B, C, H, W]` in [0, 1].
+    """Codes of every level, any integers, by `codes_name`, to images `[B, C, *size]` in [0, 1].
 
     Args:
         autoencoder: is copied, without what encodes images.
-        size: (H, W) of the images; the whole grid where None.
+        size: of the images; the whole grid where None.
     """
 
     def __init__(self, autoencoder: Autoencoder, size: Sequence[int] | None = None) -> None:

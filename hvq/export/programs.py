@@ -15,7 +15,7 @@ from hvq.errors import ConfigurationError
 from hvq.export.description import Axis, Port
 
 # What stands for the caller's choice while a program is made; lengths of 0 and 1 would be taken to be constant.
-_EXAMPLES = {"batch": 2, "height": 2, "width": 3}
+_EXAMPLES = {"batch": 2, "length": 3, "depth": 2, "height": 2, "width": 3}
 
 
 def export_program(model: nn.Module, ports: Mapping[str, Port], what: str, *, joined: bool = False) -> ExportedProgram:

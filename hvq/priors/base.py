@@ -57,6 +57,7 @@ class PriorLevel(TypedDict, total=False):
         coarser_codes_per_position: the same of those coarser levels that have more than one.
         feature_channels: channels of a dense feature map in the condition; 0 without.
         vector_size: length of a vector in the condition; 0 without.
+        spatial_dims: axes of the grids of this level and all coarser ones, 1, 2 or 3; 2 by default.
     """
 
     codebook_size: Required[int]
@@ -66,6 +67,7 @@ class PriorLevel(TypedDict, total=False):
     coarser_codes_per_position: Mapping[str, int] | None
     feature_channels: int
     vector_size: int
+    spatial_dims: int
 
 
 class Prior(PretrainedModule[PriorDescription], KeepsArguments):
@@ -95,8 +97,6 @@ class Prior(PretrainedModule[PriorDescription], KeepsArguments):
     description_type = PriorDescription
 
     head: CodeHead
-    # Axes of the grid.
-    spatial_dims: int = 2
 
     def __init__(
         self,
@@ -108,8 +108,11 @@ class Prior(PretrainedModule[PriorDescription], KeepsArguments):
         coarser_codes_per_position: Mapping[str, int] | None = None,
         feature_channels: int = 0,
         vector_size: int = 0,
+        spatial_dims: int = 2,
     ) -> None:
         super().__init__()
+        # Axes of the grid.
+        self.spatial_dims = spatial_dims
         self.codebook_size = codebook_size
         # Codebook size of every coarser level that it is conditioned on, by name, coarse to fine.
         self.coarser = dict(coarser or {})
@@ -152,8 +155,14 @@ class Prior(PretrainedModule[PriorDescription], KeepsArguments):
         """The description with its own G, by the name of its level.
 
         Raises:
-            ConfigurationError: where there are more or fewer names of classes than classes.
+            ConfigurationError: where there are more or fewer names of classes than classes, or the grid has more or
+                fewer axes than the prior.
         """
+        if len(description.grid) != self.spatial_dims:
+            raise ConfigurationError(
+                f"grid must have one length for each of the {self.spatial_dims} axes of the prior; received "
+                f"{len(description.grid)}"
+            )
         if len(description.classes) != self._told["num_classes"]:
             raise ConfigurationError(
                 f"classes must name the {self._told['num_classes']} classes of the prior; received "
@@ -176,6 +185,7 @@ class Prior(PretrainedModule[PriorDescription], KeepsArguments):
             coarser_codes_per_position=description.codes_per_position,
             feature_channels=description.feature_channels,
             vector_size=description.vector_size,
+            spatial_dims=len(description.grid),
         )
 
     def usage(self, name: str) -> str:
@@ -185,14 +195,13 @@ from hvq.priors import Condition, Prior, sample_level
 
 prior = Prior.from_pretrained("{name}")
 about = prior.description
-codes = {{}}  # of the coarser levels, {", ".join(self.coarser) or "of which there are none"}: int64 [1, h, w] by name
+codes = {{}}  # of the coarser levels, {", ".join(self.coarser) or "of which there are none"}: int64 [1, *grid] by name
 drawn = sample_level(prior, Condition(codes=codes), about.grid, level=about.level, samples=[0])
 """
 
     def _make_condition(
-        self, channels: int, blocks: int, *, spatial_dims: int = 2, gated: bool = False
+        self, channels: int, blocks: int, *, spatial_dims: int, gated: bool = False
     ) -> ConditionEncoder:
-        self.spatial_dims = spatial_dims
         return ConditionEncoder(
             channels=channels,
             coarser=self.coarser,

@@ -31,6 +31,7 @@ def build_prior(
     coarser_codes_per_position: Mapping[str, int] | None = None,
     feature_channels: int = 0,
     vector_size: int = 0,
+    spatial_dims: int = 2,
 ) -> Prior:
     """The prior that a configuration describes, with fresh weights.
 
@@ -43,6 +44,10 @@ def build_prior(
         coarser_codes_per_position: the same of those coarser levels that have more than one.
         feature_channels: of a dense feature map in the condition; 0 without.
         vector_size: length of a vector in the condition; 0 without.
+        spatial_dims: axes of the grids, 1, 2 or 3.
+
+    Raises:
+        ConfigurationError: where the kind does not take grids of so many axes.
     """
     return KINDS[config.kind](
         codebook_size=codebook_size,
@@ -52,6 +57,7 @@ def build_prior(
         coarser_codes_per_position=coarser_codes_per_position,
         feature_channels=feature_channels,
         vector_size=vector_size,
+        spatial_dims=spatial_dims,
         **config.model_dump(exclude={"kind"}),
     )
 
@@ -60,21 +66,17 @@ def describe_prior(prior: Prior) -> PriorConfig:
     """The configuration that makes such a prior, from the arguments of its constructor.
 
     Raises:
-        ConfigurationError: where it is of a class of a user's own, or its grid has not two axes.
+        ConfigurationError: where it is of a class of a user's own.
 
     >>> describe_prior(PixelCNNPrior(codebook_size=5, width=8, layers=3)).layers
     3
     """
     kind = next((kind for kind, known in KINDS.items() if type(prior) is known), None)
     options = {name: value for name, value in prior.arguments.items() if name not in PriorLevel.__annotations__}
-    # It is no field of a configuration; two axes are what every one has.
-    axes = options.pop("spatial_dims", 2)
     try:
-        if axes == 2:
-            return _CONFIG.validate_python({"kind": kind, **options})
+        return _CONFIG.validate_python({"kind": kind, **options})
     except ValidationError:
-        pass
-    raise ConfigurationError(
-        f"no configuration makes this {type(prior).__name__} of a grid of {axes} axes, so that it cannot be saved as a "
-        f"folder; the kinds are {', '.join(KINDS)}, of 2 axes: save its state_dict with safetensors"
-    )
+        raise ConfigurationError(
+            f"no configuration makes this {type(prior).__name__}, so that it cannot be saved as a folder; the kinds "
+            f"are {', '.join(KINDS)}: save its state_dict with safetensors"
+        ) from None

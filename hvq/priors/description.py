@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from hvq.config import CodeSamplingConfig
-from hvq.config_base import FrozenModel
+from hvq.config_base import FrozenModel, Size
 from hvq.config_priors import PriorConfig
 
 
@@ -25,8 +25,8 @@ class PriorDescription(FrozenModel):
     )
     feature_channels: NonNegativeInt = Field(0, description="of a dense feature map in the condition; 0 without")
     vector_size: NonNegativeInt = Field(0, description="length of a vector in the condition; 0 without")
-    grid: tuple[PositiveInt, PositiveInt]
-    image_size: tuple[PositiveInt, PositiveInt]
+    grid: Size
+    image_size: Size
     classes: tuple[str, ...] = ()
     encoder_hash: str
     codes_hash: str | None = Field(None, description="of the codes that it was trained on")

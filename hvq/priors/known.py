@@ -1,6 +1,6 @@
 """Codes that are known before sampling begins: whole levels, or positions of a level.
 
-Letters: n samples, h w grid, T codes of a whole grid, K codebook size, G codes per position.
+Letters: n samples, `*grid` the axes of a level, T codes of a whole grid, K codebook size, G codes per position.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from hvq.errors import DataError
 
 Fixed: TypeAlias = tuple[Tensor, Tensor]
-"""Codes `[n, h, w]`, or `[n, h, w, G]`, and a mask, bool `[n, h, w]`, of the positions that keep them."""
+"""Codes `[n, *grid]`, or `[n, *grid, G]`, and a mask, bool `[n, *grid]`, of the positions that keep them."""
 
 
 def check_codes(codes: Tensor, what: str, *, shape: Sequence[int], codebook_size: int | None) -> None:
@@ -23,7 +23,7 @@ def check_codes(codes: Tensor, what: str, *, shape: Sequence[int], codebook_size
     Args:
         codes: to be checked.
         what: they are, for the error ("given codes of level top").
-        shape: `[n, h, w]`, or `[n, h, w, G]`.
+        shape: `[n, *grid]`, or `[n, *grid, G]`.
         codebook_size: K; None where it is not known.
 
     Raises:
@@ -39,7 +39,7 @@ def check_fixed(fixed: Fixed, what: str, *, shape: Sequence[int], axes: int, cod
     Args:
         fixed: codes and mask.
         what: they are, for the error ("fixed codes of level top").
-        shape: `[n, h, w]`, or `[n, h, w, G]`, of the codes.
+        shape: `[n, *grid]`, or `[n, *grid, G]`, of the codes.
         axes: of the grid, those of the mask after the first.
         codebook_size: K.
 

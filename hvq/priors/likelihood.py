@@ -1,6 +1,6 @@
 """What a prior is asked on stored codes, and how well it answers.
 
-Letters: B batch, h w grid, K codebook size.
+Letters: B batch, `*grid` the axes of a level, K codebook size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def prior_inputs(
     hidden_labels: Tensor | None = None,
     hidden_vectors: Tensor | None = None,
 ) -> tuple[Tensor, Condition]:
-    """The codes `[B, h, w]` that a level's prior predicts, and what it is told: coarser codes, class and vector.
+    """The codes `[B, *grid]` that a level's prior predicts, and what it is told: coarser codes, class and vector.
 
     Args:
         batch: codes of all levels.

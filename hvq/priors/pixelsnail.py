@@ -279,7 +279,7 @@ class PixelSNAILPrior(RasterPrior):
         """How codes enter."""
         return self.inputs
 
-    def features(self, codes: Tensor, condition: Condition) -> Tensor:
+    def grid_features(self, codes: Tensor, condition: Condition) -> Tensor:
         """Features `[B, h, w, E]` of codes `[B, h, w, G]`."""
         grid, padded = codes.shape[1:-1], self.taps.pad(codes)
         context = self.encode_condition(codes, condition).movedim(1, -1)

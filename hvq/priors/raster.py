@@ -1,13 +1,15 @@
 """What the convolutional priors share: conditions and codes on a grid of two axes, read row by row.
 
-Letters: B batch, h w grid, G codes per position, E channels.
+A grid of one axis is a single row: what lies above it is beyond the edge, here as everywhere.
+
+Letters: B batch, h w grid, T positions, G codes per position, E channels.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -17,6 +19,9 @@ from hvq.errors import ConfigurationError
 from hvq.priors.base import Prior, PriorLevel
 from hvq.priors.condition import Condition
 from hvq.priors.taps import CodeTaps
+
+_AXES = 2
+_WORDS = {1: "one axis", 2: "two axes"}
 
 
 @dataclass
@@ -37,7 +42,7 @@ class RasterState:
 
 
 class RasterPrior(Prior):
-    """A convolutional prior; a kind defines `features`, `make_layers`, `start_row` and `step_position`.
+    """A convolutional prior; a kind defines `grid_features`, `make_layers`, `start_row` and `step_position`.
 
     Args:
         width: E.
@@ -45,6 +50,10 @@ class RasterPrior(Prior):
         kernel: columns that a convolution sees, an odd number.
         context_width: channels of the encoded condition; `width` by default.
         gated_context: whether the condition is encoded as in public PixelSNAILs.
+        level: what every kind is built for, `PriorLevel`.
+
+    Raises:
+        ConfigurationError: where the kernel is even, or the grid has three axes.
     """
 
     def __init__(
@@ -60,13 +69,24 @@ class RasterPrior(Prior):
         super().__init__(**level)
         if kernel % 2 == 0 or kernel < 3:
             raise ConfigurationError(f"kernel must be an odd number of at least 3; received {kernel}")
-        self.condition = self._make_condition(context_width or width, context_blocks, gated=gated_context)
+        if self.spatial_dims not in (1, _AXES):
+            raise ConfigurationError(
+                f"convolutional priors take grids of one axis or two; received spatial_dims {self.spatial_dims}: take "
+                "kind transformer for these"
+            )
+        self.condition = self._make_condition(
+            context_width or width, context_blocks, spatial_dims=_AXES, gated=gated_context
+        )
         self.head = self._make_head(width)
 
     @property
     @abstractmethod
     def taps(self) -> CodeTaps:
         """Those that know how far codes are padded."""
+
+    @abstractmethod
+    def grid_features(self, codes: Tensor, condition: Condition) -> Tensor:
+        """`features` of a grid of two axes: `[B, h, w, E]` of codes `[B, h, w, G]`."""
 
     @abstractmethod
     def make_layers(self, state: RasterState, batch: int, grid: Sequence[int]) -> Any:
@@ -80,9 +100,18 @@ class RasterPrior(Prior):
     def step_position(self, state: RasterState, row: int, column: int) -> Tensor:
         """Features `[B, E]` of a position, once its row is started."""
 
+    def features(self, codes: Tensor, condition: Condition) -> Tensor:
+        """Features `[B, *grid, E]` of codes `[B, *grid, G]`."""
+        _require_axes(codes.shape[1:-1], self.spatial_dims)
+        if self.spatial_dims == _AXES:
+            return self.grid_features(codes, condition)
+        return self.grid_features(codes.unsqueeze(1), _in_one_row(condition)).squeeze(1)
+
     def make_state(self, condition: Condition, batch: int, grid: Sequence[int]) -> RasterState:
-        """Encode the condition, once, lay out the weights, and preallocate for a whole grid (h, w)."""
-        _require_two_axes(grid)
+        """Encode the condition, once, lay out the weights, and preallocate for a whole grid (h, w), or (T)."""
+        _require_axes(grid, self.spatial_dims)
+        if self.spatial_dims < _AXES:
+            condition, grid = _in_one_row(condition), (1, *grid)
         context = self.condition(condition, batch, grid).movedim(1, -1).contiguous()
         outside = torch.full(
             (batch, *grid, self.codes_per_position), self.codebook_size, dtype=torch.int64, device=context.device
@@ -102,16 +131,25 @@ class RasterPrior(Prior):
 
     def encode_condition(self, codes: Tensor, condition: Condition) -> Tensor:
         """The condition `[B, E, h, w]` for codes `[B, h, w, G]`."""
-        grid = codes.shape[1:-1]
-        _require_two_axes(grid)
-        return self.condition(condition, len(codes), grid)
+        return self.condition(condition, len(codes), codes.shape[1:-1])
 
 
-def _require_two_axes(grid: Sequence[int]) -> None:
-    if len(grid) != 2:
+def _require_axes(grid: Sequence[int], axes: int) -> None:
+    if len(grid) != axes:
         raise ConfigurationError(
-            f"convolutional priors take grids of two axes; received {len(grid)}: take kind transformer for these"
+            f"this convolutional prior takes grids of {_WORDS[axes]}; received {len(grid)}: make it with spatial_dims "
+            f"{len(grid)}, or take kind transformer"
         )
+
+
+def _in_one_row(condition: Condition) -> Condition:
+    """Codes `[B, T]` as `[B, 1, T]`, `[B, T, G]` as `[B, 1, T, G]`, and a dense map in the same way."""
+    features = condition.features
+    return replace(
+        condition,
+        codes={name: codes.unsqueeze(1) for name, codes in condition.codes.items()},
+        features=None if features is None else features.unsqueeze(2),
+    )
 
 
 def embed(taps: CodeTaps, padded: Tensor, grid: Sequence[int]) -> Tensor:

@@ -1,6 +1,6 @@
 """What is asked of a hierarchy of priors, checked as a whole before the first code is drawn.
 
-Letters: n samples, h w grid, G codes per position.
+Letters: n samples, `*grid` the axes of a level, G codes per position.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Request:
 
     Attributes:
         priors: by level name, in any order.
-        grids: (h, w) of each level.
+        grids: of each level, (h, w) or one or three lengths.
         numbers: int64 `[n]`, of the samples.
         labels: int64 `[n]`, -1 for none.
         options: how codes are drawn, by level name.

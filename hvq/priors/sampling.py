@@ -1,6 +1,6 @@
 """Codes drawn from priors, level by level; sample i depends on (seed, i), its label and its vector alone.
 
-Letters: B batch, n samples, h w grid, K codebook size, G codes per position.
+Letters: B batch, n samples, `*grid` the axes of a level, K codebook size, G codes per position.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def sample_level(
     Args:
         prior: of the level, in evaluation mode.
         condition: for B samples.
-        grid: (h, w).
+        grid: (h, w), or one or three lengths.
         level: its name, one of the keys of the noise.
         samples: B numbers of samples, the other key beside the seed.
         seed: of the noise.
@@ -97,21 +97,22 @@ def sample_hierarchy(
 
     Args:
         priors: by level name, in any order, in evaluation mode; a level whose codes are given needs none.
-        grids: (h, w) of each level.
+        grids: of each level, (h, w) or one or three lengths.
         samples: numbers of the n samples; sample i depends on (seed, i), its label and its vector alone.
         labels: a class for each sample, -1 for none.
         vectors: `[n, V]`, a vector for each sample, NaN throughout for none, where priors are conditioned on them.
         seed: of the noise.
         options: temperature, cuts and guidance by level name.
-        given: codes `[n, h, w]`, or `[n, h, w, G]`, of levels that are taken as they are.
-        fixed: for in-painting, by level name, such codes and a mask, bool `[n, h, w]`, of the positions that keep them.
+        given: codes `[n, *grid]`, or `[n, *grid, G]`, of levels that are taken as they are.
+        fixed: for in-painting, by level name, such codes and a mask, bool `[n, *grid]`, of the positions that keep
+            them.
         chunk_size: samples drawn at a time.
         reduction: over the processes that share the work.
         after_position: told the level after each code of each chunk of this process, for a progress bar.
         after_level: told each level that was drawn, and its codes, on every process.
 
     Returns:
-        int64 `[n, h, w]`, or `[n, h, w, G]`, on the CPU, by level name, coarse to fine.
+        int64 `[n, *grid]`, or `[n, *grid, G]`, on the CPU, by level name, coarse to fine.
 
     Raises:
         DataError: where samples, labels and vectors differ in number, a label is out of range, vectors are not those of
@@ -183,7 +184,7 @@ def _draw_level(
     reduction: Reduction,
     after_position: AfterPosition | None,
 ) -> Tensor:
-    """Codes int64 `[n, h, w]`, or `[n, h, w, G]`, of one level on the CPU, on every process."""
+    """Codes int64 `[n, *grid]`, or `[n, *grid, G]`, of one level on the CPU, on every process."""
     prior = request.priors[name]
     chunks = [rows for rows in torch.arange(len(request.numbers)).split(chunk_size) if len(rows)]
     mine = chunks[reduction.rank :: reduction.size]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvq.errors import ConfigurationError
+from hvq.errors import ConfigurationError, DataError
 from hvq.priors.attention import AttentionCache, Turning, attend, attend_step, make_attention_cache, split_heads
 from hvq.priors.base import Prior, PriorLevel
 from hvq.priors.condition import Condition
@@ -150,7 +150,6 @@ class TransformerPrior(Prior):
         dropout: in training, after attention and feed-forward.
         context_blocks: residual blocks of convolutions that read each coarser level.
         recompute: whether blocks are computed again in the backward pass, which takes time and spares memory.
-        spatial_dims: axes of the grid, 1, 2 or 3.
         level: what every kind is built for, `PriorLevel`: `codebook_size`, `coarser`, `num_classes` and so on.
 
     Raises:
@@ -173,7 +172,6 @@ class TransformerPrior(Prior):
         dropout: float = 0.1,
         context_blocks: int = 2,
         recompute: bool = False,
-        spatial_dims: int = 2,
         **level: Unpack[PriorLevel],
     ) -> None:
         super().__init__(**level)
@@ -184,7 +182,7 @@ class TransformerPrior(Prior):
         # Stands before the first position.
         self.start = nn.Parameter(torch.zeros(1, width))
         self.positions = nn.Linear(width, width)
-        self.condition = self._make_condition(width, context_blocks, spatial_dims=spatial_dims)
+        self.condition = self._make_condition(width, context_blocks, spatial_dims=self.spatial_dims)
         self.modulation = nn.Linear(width, _MODULATIONS * width)
         self.blocks = nn.ModuleList(_Block(width, heads, key_value_heads, window, dropout) for _ in range(layers))
         self.norm_scale = nn.Parameter(torch.ones(width))
@@ -223,6 +221,11 @@ class TransformerPrior(Prior):
         return normalized(token, self.norm_scale)
 
     def _inputs(self, condition: Condition, batch: int, grid: Sequence[int]) -> Tensor:
+        if len(grid) != self.spatial_dims:
+            raise DataError(
+                f"this transformer takes grids of {self.spatial_dims} axes; received {len(grid)}: make it with "
+                f"spatial_dims={len(grid)}"
+            )
         features = self.condition(condition, batch, grid).flatten(2).transpose(1, 2)
         weight = self.positions.weight
         return features + self.positions(grid_waves(grid, weight.shape[1], weight))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -34,8 +33,8 @@ class Hierarchy:
         autoencoder: the levels and the image decoder.
         priors: by level name, coarse to fine; fewer than levels while some are not trained.
         options: how each prior is sampled unless told otherwise.
-        grids: (h, w) of each level for images of `image_size`.
-        image_size: (H, W) that it was trained on.
+        grids: (h, w) of each level for images of `image_size`; of signals and volumes, one length or three.
+        image_size: (H, W) that it was trained on; (T) of signals, (X, Y, Z) of volumes.
         channels: C of the images.
         classes: names of the classes; empty without.
 
@@ -69,7 +68,7 @@ class Hierarchy:
     priors: dict[str, Prior]
     options: dict[str, SamplingOptions]
     grids: dict[str, tuple[int, ...]]
-    image_size: tuple[int, int]
+    image_size: tuple[int, ...]
     channels: int
     classes: tuple[str, ...]
 
@@ -84,7 +83,7 @@ class Hierarchy:
         autoencoder: Autoencoder,
         priors: Mapping[str, Prior] | None = None,
         *,
-        image_size: tuple[int, int],
+        image_size: tuple[int, ...],
         classes: tuple[str, ...] = (),
         options: Mapping[str, SamplingOptions] | None = None,
     ) -> Hierarchy:
@@ -93,7 +92,7 @@ class Hierarchy:
         Args:
             autoencoder: that a configuration made (`build_autoencoder`, `convolutional_autoencoder`).
             priors: by level name, of some levels or all.
-            image_size: (H, W) of the images.
+            image_size: (H, W) of the images; (T) of signals, (X, Y, Z) of volumes.
             classes: names of the classes that the priors know.
             options: how each prior is sampled unless told otherwise.
 
@@ -186,27 +185,17 @@ class Hierarchy:
     ) -> str:
         """Publish what `save_pretrained` writes as a repository of the hub, which is made where there is none.
 
-        Args:
-            repo_id: `owner/name`.
-            private: whether others cannot see a repository that is made.
-            token: with leave to write; by default the one that `hf auth login` has left.
-            commit_message: of the upload.
-            card: as in `save_pretrained`.
-            config: likewise.
-            metrics: likewise.
-
-        Returns:
-            The address.
-
-        Raises:
-            CheckpointError: as in `save_pretrained`, or where `huggingface_hub` is not installed, or the hub refuses or
-                cannot be reached.
-            ConfigurationError: as in `save_pretrained`.
+        Where to, and what it raises, is as for one model (`hvq.pretrained.PretrainedModule.push_to_hub`); what is
+        written, as in `save_pretrained`. Returns the address.
         """
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "hierarchy"
-            self._save(folder, repo_id, card or ModelCard(), config, metrics)
-            return publish(folder, repo_id, private=private, token=token, message=commit_message)
+        return publish(
+            lambda folder: self._save(folder, repo_id, card or ModelCard(), config, metrics),
+            repo_id,
+            what="hierarchy",
+            private=private,
+            token=token,
+            message=commit_message,
+        )
 
     def _save(
         self, path: Path, name: str, card: ModelCard, config: RunConfig | None, metrics: Mapping[str, Any] | None

@@ -22,7 +22,8 @@ from hvq.autoencoders import (
 )
 from hvq.config import RunConfig
 from hvq.data import Batch, ImageSource, Sources
-from hvq.data.pixels import bytes_to_model
+from hvq.data.pixels import kept_to_model
+from hvq.data.views import noun
 from hvq.errors import ConfigurationError, HVQError
 from hvq.randomness import uniform
 from hvq.storage import RunFolder, load_autoencoder, save_autoencoder
@@ -106,7 +107,7 @@ def fit_autoencoder(
     _require_codebooks(model, training.frozen_levels)
     stream = stream_of(sources.train, training, optimization, seed=config.seed, workers=config.data.workers)
     summary = autoencoder_summary(model, sources.train.size, config.autoencoder.channels, training, len(sources.train))
-    says = [f"training the autoencoder on {len(sources.train)} images", summary, begun]
+    says = [f"training the autoencoder on {len(sources.train)} {noun(sources.train.size)}s", summary, begun]
     log = open_stage(STAGE, config, run, checkpoint, resumed=resumed, says=says)
     start = ContinuousStart(model, training, _first_images(config, sources.train, optimization), optimization.reduction)
     train(
@@ -234,7 +235,7 @@ def _losses(
     optimization: Optimization, window: CodeWindow, config: RunConfig, loss: AutoencoderLoss
 ) -> Callable[[Batch], Losses]:
     def losses(batch: Batch) -> Losses:
-        images = bytes_to_model(batch.images.to(optimization.accelerator.device))
+        images = kept_to_model(batch.images.to(optimization.accelerator.device))
         kept = kept_levels(config, batch)
         kept = None if kept is None else kept.to(images.device)
         result = optimization.wrapped(images, kept, prefixes=loss.needs_prefixes)

@@ -26,22 +26,11 @@ from hvq.errors import CheckpointError, StorageError
 from hvq.files import remove_folder, remove_leftovers, writing
 from hvq.training.checkpoint_files import WHAT, CheckpointFolders, Parts, read_checkpoint, write_checkpoint
 from hvq.training.optimization import Optimization
+from hvq.training.settings import comparable, first_difference
 from hvq.training.state import KEPT, gather_state, restore_state
 
 # 3: a folder for each step, with checksums; what is counted between two lines of the log is kept as well.
 FORMAT_VERSION = 3
-# Fields that may differ from the run that is resumed: they change what is logged, or when training ends, but not what
-# is computed on the way.
-_FREE_IN_TRAINING = ("checkpoint_every", "keep_checkpoints", "log_every", "skipped_steps")
-# By path, "*" for any one name: names that users give, of levels and of terms, may be those of fields.
-_FREE_FIELDS = {
-    ("data", "workers"),
-    *(("autoencoder_training", name) for name in _FREE_IN_TRAINING),
-    # A folder, which may have moved: what lies in it is compared.
-    ("autoencoder_training", "reconstruction", "*", "extractor"),
-    *(("prior", "training", name) for name in (*_FREE_IN_TRAINING, "patience")),
-    ("prior", "sampling"),
-}
 
 
 class Kept(Protocol):
@@ -79,7 +68,7 @@ class TrainingCheckpoint:
         self.kept = dict(kept or {})
         self.best_score: float | None = None
         self.best_step: int | None = None
-        self._settings = _comparable(settings)
+        self._settings = comparable(settings)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._started, self._seconds_before = time.perf_counter(), 0.0
@@ -238,7 +227,7 @@ class TrainingCheckpoint:
                 f"{WHAT} in {folder} has format_version {state.get('format_version')}; this version of hvq resumes "
                 f"{FORMAT_VERSION}: resume with the version that wrote it, or train without --resume"
             )
-        difference = _first_difference(state.get("settings"), self._settings)
+        difference = first_difference(comparable(state.get("settings", {})), self._settings)
         if difference is not None:
             raise CheckpointError(
                 f"{WHAT} in {folder} is of another configuration ({difference}); resume with the one it was made with, "
@@ -309,29 +298,3 @@ class TrainingCheckpoint:
         # Last the one that says that training has begun.
         for folder in [*takewhile(Path.exists, self._asides()), self.folders.path]:
             remove_folder(folder)
-
-
-def _comparable(value: Any, path: tuple[str, ...] = ()) -> Any:
-    """Plain values without the fields that may differ."""
-    if not isinstance(value, Mapping):
-        return value
-    paths = {key: (*path, key) for key in value}
-    return {key: _comparable(item, paths[key]) for key, item in value.items() if not _is_free(paths[key])}
-
-
-def _is_free(path: tuple[str, ...]) -> bool:
-    return any(
-        len(path) == len(free) and all(part in ("*", name) for name, part in zip(path, free, strict=True))
-        for free in _FREE_FIELDS
-    )
-
-
-def _first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
-    """Where two trees of plain values differ first, in words; None where they do not."""
-    if isinstance(saved, Mapping) and isinstance(wanted, Mapping):
-        for key in [*wanted, *(key for key in saved if key not in wanted)]:
-            difference = _first_difference(saved.get(key), wanted.get(key), f"{path}.{key}" if path else key)
-            if difference is not None:
-                return difference
-        return None
-    return None if saved == wanted else f"{path or 'settings'} is {wanted}, and was {saved}"

@@ -23,7 +23,7 @@ from hvq.data import (
     ordered_batches,
 )
 from hvq.data.code_files import Counts, empty_counts
-from hvq.data.pixels import bytes_to_model
+from hvq.data.pixels import kept_to_model
 from hvq.data.vectors import hash_vectors
 from hvq.distributed import Reduction, current_reduction
 from hvq.progress import Progress, progress_bar
@@ -112,7 +112,6 @@ def _describe(
     reduction: Reduction,
     vectors: Tensor | None,
 ) -> CodesDescription:
-    height, width = source.size
     return CodesDescription(
         level_names=model.level_names,
         codebook_sizes={name: quantizer.codebook_size for name, quantizer in model.quantizers.items()},
@@ -121,7 +120,7 @@ def _describe(
             for name, quantizer in model.quantizers.items()
             if quantizer.codes_per_position > 1
         },
-        grids={name: (grid[0], grid[1]) for name, grid in model.grids((height, width)).items()},
+        grids=model.grids(source.size),
         image_size=source.size,
         encoder_hash=encoder_hash(model),
         data_hash=_data_hash(source, config.chunk_size, reduction, next(model.parameters()).device),
@@ -215,6 +214,6 @@ def _add(counts: Counts, more: Counts) -> None:
 @torch.no_grad()
 def encode_batch(model: Autoencoder, batch: Batch, chunk_size: int) -> dict[str, Tensor]:
     """Codes of a batch on the CPU, by level name, from a forward of exactly `chunk_size` images."""
-    images = bytes_to_model(batch.images.to(next(model.parameters()).device))
+    images = kept_to_model(batch.images.to(next(model.parameters()).device))
     (codes,) = map_chunks(lambda part: model.encode(part["images"]), {"images": images}, chunk_size)
     return {name: code.cpu() for name, code in codes.items()}

@@ -9,7 +9,7 @@ from torch import Tensor
 from hvq.autoencoders import Autoencoder, initialize_codebooks
 from hvq.autoencoders.initialization import batches_for_codebooks, let_latents_pass, needs_codebooks
 from hvq.config import AutoencoderTrainingConfig
-from hvq.data.pixels import bytes_to_model
+from hvq.data.pixels import kept_to_model
 from hvq.distributed import Reduction
 
 
@@ -22,8 +22,8 @@ class ContinuousStart:
     Args:
         model: not wrapped, on the device of the training.
         training: how many steps there are, and how many of them are continuous.
-        batches: of this process, uint8 `[B, C, H, W]`, the first ones of the training; asked for where a codebook is to
-            be set, and kept until then.
+        batches: of this process, as they are kept, `[B, C, *size]`, the first ones of the training; asked for where a
+            codebook is to be set, and kept until then.
         reduction: over the processes that train together.
 
     Raises:
@@ -47,6 +47,6 @@ class ContinuousStart:
         if not self._images or step < self._training.continuous_start:
             return
         device = next(self._model.parameters()).device
-        images = (bytes_to_model(batch.to(device)) for batch in self._images)
+        images = (kept_to_model(batch.to(device)) for batch in self._images)
         initialize_codebooks(self._model, images, self._reduction, batches_per_step=self._training.micro_batches)
         self._images = []

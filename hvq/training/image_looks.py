@@ -8,7 +8,7 @@ from torch import Tensor
 from hvq.autoencoders import Autoencoder
 from hvq.chunks import map_chunks
 from hvq.data import ImageSource, ordered_batches
-from hvq.data.pixels import bytes_to_model, model_to_unit
+from hvq.data.pixels import kept_to_model, model_to_unit
 from hvq.distributed import Reduction
 from hvq.training.code_window import CodeWindow
 from hvq.training.optimization import StepReport
@@ -87,7 +87,7 @@ def held_out_error(model: Autoencoder, source: ImageSource, chunk_size: int, red
     for batch in ordered_batches(
         source, chunk_size=chunk_size, rank=reduction.rank, processes=reduction.size, stop=stop
     ):
-        images = bytes_to_model(batch.images.to(device))
+        images = kept_to_model(batch.images.to(device))
         parts = map_chunks(
             lambda part: {"images": model(part["images"]).reconstruction}, {"images": images}, chunk_size
         )

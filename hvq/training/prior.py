@@ -227,6 +227,7 @@ def _build(stage: PriorStageConfig, codes: CodeFolder, level: str) -> Prior:
         codes_per_position=several.get(level, 1),
         coarser_codes_per_position=several,
         vector_size=codes.vector_size,
+        spatial_dims=len(codes.grids[level]),
     )
     if codes.vectors is not None:
         standardize_vectors(prior, *vector_statistics(codes.vectors))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hvq.autoencoders import Autoencoder
 from hvq.data import ImageSource
-from hvq.data.pixels import bytes_to_model, model_to_unit, unit_to_bytes
+from hvq.data.pixels import kept_to_model, model_to_unit, unit_to_kept
+from hvq.data.views import as_pictures
 
 _IMAGES = 8
 # Smaller images are enlarged, by repeating pixels.
@@ -36,10 +37,11 @@ class ReconstructionPicture:
         """uint8 `[H, W, 3]`, by a forward in evaluation mode; the model is left in the mode that it was in."""
         originals, was_training = self._images(), model.training
         model.eval()
-        result = model(bytes_to_model(originals.to(next(model.parameters()).device)), prefixes=True)
+        result = model(kept_to_model(originals.to(next(model.parameters()).device)), prefixes=True)
         model.train(was_training)
         restored = [*result.prefixes.values(), result.reconstruction]
-        return tiled([originals, *(unit_to_bytes(model_to_unit(images)).cpu() for images in restored)])
+        rows = [originals, *(unit_to_kept(model_to_unit(images)).cpu() for images in restored)]
+        return tiled([as_pictures(row) for row in rows])
 
     def _images(self) -> Tensor:
         if self._originals is None:

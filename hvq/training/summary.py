@@ -14,12 +14,14 @@ from hvq.autoencoders import Autoencoder
 from hvq.autoencoders.level import Level
 from hvq.config import OptimizationConfig
 from hvq.data import CodeFolder
+from hvq.data.views import noun
 from hvq.quantizers.codebook import Codebook
 from hvq.storage import RunFolder
 from hvq.training.durations import duration
 
 _INDENT = "  "
 _ABSENT = "-"
+_PICTURE_AXES = 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def autoencoder_summary(
 
     Args:
         model: about to be trained.
-        image_size: (H, W) of the images.
+        image_size: (H, W) of the images; of signals and volumes, one length or three.
         channels: C.
         training: how long, and in batches of how many images.
         images: to train on.
@@ -99,13 +101,12 @@ def autoencoder_summary(
     rows = [
         ("level", "encoder", "decoder", "quantizer", "grid", "K", "codes", "bits"),
         *((name, *_cells(size)) for name, size in sizes.items()),
-        ("image", _ABSENT, f"{rest:,}", *[_ABSENT] * 5),
+        (noun(image_size), _ABSENT, f"{rest:,}", *[_ABSENT] * 5),
     ]
-    raw = math.prod(image_size) * channels * 8
     lines = [
         *aligned(rows),
-        f"{total:,} parameters, codebooks among them; {_compression(sizes, raw)}",
-        _length(training, images, "image"),
+        f"{total:,} parameters, codebooks among them; {_compression(sizes, image_size, channels)}",
+        _length(training, images, noun(image_size)),
     ]
     return "\n".join(_INDENT + line for line in lines)
 
@@ -119,15 +120,23 @@ def _cells(size: LevelSize) -> tuple[str, ...]:
     )
 
 
-def _compression(sizes: Mapping[str, LevelSize], raw: int) -> str:
+def _compression(sizes: Mapping[str, LevelSize], image_size: Sequence[int], channels: int) -> str:
+    what, each = f"{'a' if len(image_size) != _PICTURE_AXES else 'an'} {noun(image_size)}", _bits_per_value(image_size)
+    raw = math.prod(image_size) * channels * each
     bits = [size.bits for size in sizes.values()]
     known = [number for number in bits if number is not None]
     if len(known) < len(bits):
-        return f"an image has {raw:,} bits, and a gaussian level has no codes to compare them with"
+        return f"{what} has {raw:,} bits, and a gaussian level has no codes to compare them with"
     total = sum(known)
     times = f", {raw / total:,.1f} times fewer" if total else ""
     codes = sum(size.codes or 0 for size in sizes.values())
-    return f"{codes:,} codes, {total:,.0f} bits, for the {raw:,} bits of an image{times}"
+    of_values = "" if len(image_size) == _PICTURE_AXES else f" of {each}-bit values"
+    return f"{codes:,} codes, {total:,.0f} bits, for the {raw:,} bits of {what}{of_values}{times}"
+
+
+def _bits_per_value(image_size: Sequence[int]) -> int:
+    """Of what samples are usually stored in: images in bytes, sounds and scans in twice as many bits."""
+    return 8 if len(image_size) == _PICTURE_AXES else 16
 
 
 def prior_summary(prior: nn.Module, codes: CodeFolder, level: str, training: OptimizationConfig) -> str:

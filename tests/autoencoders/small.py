@@ -21,6 +21,7 @@ def small_config(
     level_dropout: float = 0.0,
     sees: str = "context",
     blocks: str = "residual",
+    spatial_dims: int = 2,
     **fields: Any,
 ) -> AutoencoderConfig:
     """Levels of the given ratios, coarse to fine, that differ in width, codebook size and code dimension."""
@@ -39,7 +40,14 @@ def small_config(
     }
     decoder = {"width": 6, "residual_blocks": 1, "residual_width": 3, "sees": sees}
     return AutoencoderConfig.model_validate(
-        {"channels": 2, "levels": levels, "decoder": decoder, "blocks": blocks, "level_dropout": level_dropout}
+        {
+            "channels": 2,
+            "levels": levels,
+            "decoder": decoder,
+            "blocks": blocks,
+            "level_dropout": level_dropout,
+            "spatial_dims": spatial_dims,
+        }
     )
 
 

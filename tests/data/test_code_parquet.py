@@ -111,7 +111,7 @@ def test_codes_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 def test_without_pyarrow_the_way_out_is_said(
     folders: list[CodeFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ConfigurationError, match=r'pip install "hvq\[hub\]"'):
         write_parquet(tmp_path / "codes.parquet", folders)
 

@@ -43,5 +43,5 @@ def test_resized_digits_keep_their_ink(channels: int) -> None:
 
 def test_missing_scikit_learn_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"pip install hvq\[samples\]"):
+    with pytest.raises(DataError, match=r'pip install "hvq\[data\]"'):
         digit_sources()

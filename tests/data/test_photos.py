@@ -73,8 +73,8 @@ def test_whole_photographs_are_held_out() -> None:
 
 
 def test_missing_scikit_image_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(DataError, match=r"pip install hvq\[samples\]"):
+    monkeypatch.setitem(sys.modules, "skimage.data", None)
+    with pytest.raises(DataError, match=r'pip install "hvq\[data\]"'):
         photo_sources()
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import gzip
 import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvq.data import ShardImages, StreamedImages, Streaming, TrainingStream, ordered_batches, shard_sources, tar
+from hvq.data import (
+    ShardImages,
+    StreamedImages,
+    Streaming,
+    TrainingStream,
+    ordered_batches,
+    shard_index,
+    shard_sources,
+    tar,
+)
 from hvq.data.shards import expand_shards
 from hvq.errors import DataError
 from tests.data.kinds import encoded, names_of, same, save_folder, save_shards, write_tar
@@ -99,15 +108,8 @@ def test_what_names_no_shards_is_refused(specification: str, sentence: str) -> N
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = builtins.__import__
-
-    def without(name: str, *arguments: Any, **options: Any) -> Any:
-        if name.startswith("webdataset"):
-            raise ImportError(name)
-        return original(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DataError, match=r'pip install "hvq\[shards\]"'):
+    monkeypatch.setitem(sys.modules, "webdataset.shardlists", None)
+    with pytest.raises(DataError, match=r'pip install "hvq\[data\]"'):
         shard_sources("a.tar")
 
 
@@ -216,8 +218,13 @@ def test_shards_are_looked_through_once_and_again_when_they_change(root: Path, m
     for path in root.glob("*.tar"):
         os.utime(path, ns=(10**18, 10**18))
     scanned: list[str] = []
-    original = tar._scan
-    monkeypatch.setattr(tar, "_scan", lambda shard, *rest: (scanned.append(shard.address), original(shard, *rest))[1])
+    original = shard_index._scan
+
+    def scan(shard: tar.Shard, *rest: Any) -> shard_index.ShardIndex:
+        scanned.append(shard.address)
+        return original(shard, *rest)
+
+    monkeypatch.setattr(shard_index, "_scan", scan)
     first = shard_sources(shards, size=SIZE)
     assert len(scanned) == 3
     again = shard_sources(shards, size=SIZE)

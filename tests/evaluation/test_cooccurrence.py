@@ -107,3 +107,21 @@ def test_two_processes_with_unequal_shares_agree_with_one() -> None:
     expected = _counted(*_codes(), 13)
     found = run_in_processes(_counted_on_one_of_two_processes, 2)
     assert found == [(expected.corrected, expected.counts.tolist())] * 2
+
+
+def test_of_signals_and_volumes_neighbours_lie_along_the_last_axes() -> None:
+    signal, volume = torch.arange(2 * 5).view(2, 5), torch.arange(2 * 2 * 3 * 5).view(2, 2, 3, 5)
+    for codes in (signal, volume):
+        first, second = right_neighbours(codes)
+        assert bool((second - first == 1).all())
+        assert first.numel() == codes.numel() * 4 // 5
+    first, second = lower_neighbours(volume)
+    assert bool((second - first == 5).all())
+    assert first.shape == (2, 2, 2, 5)
+    with pytest.raises(DataError, match="one axis have no lower neighbours"):
+        lower_neighbours(signal)
+    covering, _ = covered_codes(signal, torch.zeros(2, 13, dtype=torch.int64), 3)
+    assert covering[1].tolist() == [5, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9]
+    covering, _ = covered_codes(volume, torch.zeros(2, 3, 6, 9, dtype=torch.int64), 2)
+    places = [(i, j, k) for i in range(3) for j in range(6) for k in range(9)]
+    assert all(int(covering[1, i, j, k]) == int(volume[1, i // 2, j // 2, k // 2]) for i, j, k in places)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hvq.data.pixels import unit_to_bytes
 from hvq.distributed import Reduction
 from hvq.errors import DataError
-from hvq.evaluation.generation import Generated, covered_cells, decode_bytes, decode_images, generate
+from hvq.evaluation.generation import Generated, covered_cells, decode_images, decode_kept, generate
 from hvq.priors import SamplingOptions
 from hvq.storage import load_hierarchy
 from tests.runs import TrainedRun
@@ -45,13 +45,13 @@ def test_bytes_are_those_of_the_images_and_a_chunk_at_most_is_in_floating_point(
     codes = {"bottom": torch.randint(13, (211, 4, 4)), "top": torch.randint(11, (211, 2, 2))}
     expected = unit_to_bytes(decode_images(hierarchy, codes, chunk_size=5))
     with LargestFloat() as largest:
-        found = decode_bytes(hierarchy, codes, chunk_size=5)
+        found = decode_kept(hierarchy, codes, chunk_size=5)
     assert torch.equal(found, expected)
     assert largest.values < found.numel()
     without = {name: code[:0] for name, code in codes.items()}
-    assert decode_bytes(hierarchy, without, chunk_size=5, size=(9, 17)).shape == (0, 1, 9, 17)
+    assert decode_kept(hierarchy, without, chunk_size=5, size=(9, 17)).shape == (0, 1, 9, 17)
     with pytest.raises(DataError, match="of the same images at every level; received 211 of top, 3 of bottom"):
-        decode_bytes(hierarchy, {**codes, "bottom": codes["bottom"][:3]}, chunk_size=5)
+        decode_kept(hierarchy, {**codes, "bottom": codes["bottom"][:3]}, chunk_size=5)
 
 
 def test_a_sample_is_its_number(trained_run: TrainedRun) -> None:
@@ -182,3 +182,13 @@ def test_cells_are_kept_where_every_pixel_is(data: st.DataObject, stride: int, s
     found = covered_cells(mask, grid=grid, stride=stride)
     assert found[0].all()
     assert found[1].tolist() == expected
+
+
+def test_cells_of_signals_and_volumes_are_kept_where_all_of_them_is() -> None:
+    mask = torch.ones(1, 11, dtype=torch.bool)
+    mask[0, [4, 10]] = False
+    assert covered_cells(mask, grid=(4,), stride=3).tolist() == [[True, False, True, False]]
+    space = torch.ones(1, 5, 4, 6, dtype=torch.bool)
+    space[0, 2, 1, 5] = False
+    found = covered_cells(space, grid=(3, 2, 3), stride=2)
+    assert (~found).nonzero().tolist() == [[0, 1, 0, 2]]

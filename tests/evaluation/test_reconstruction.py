@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -188,3 +190,18 @@ def test_two_processes_with_unequal_shares_agree_with_one() -> None:
     expected = _measured(*_pairs(), 7)
     for values in run_in_processes(_measured_on_one_of_two_processes, 2):
         assert values == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [(191,), (5, 7, 11)])
+def test_signals_and_volumes_have_errors_and_no_ssim(size: tuple[int, ...]) -> None:
+    images = torch.rand(3, 2, *size, dtype=torch.float64)
+    reconstructions = torch.rand(3, 2, *size, dtype=torch.float64)
+    metrics = ReconstructionMetrics()
+    metrics.update(images, reconstructions)
+    errors = [float((images[i] - reconstructions[i]).square().mean()) for i in range(3)]
+    found = metrics.compute()
+    assert found["mse"] == pytest.approx(sum(errors) / 3, abs=1e-12)
+    assert found["psnr"] == pytest.approx(sum(-10 * math.log10(error) for error in errors) / 3, abs=1e-9)
+    assert found["ssim"] is found["ms_ssim"] is None
+    about = metrics.about()
+    assert about["ssim"] == about["ms_ssim"] == "left out, since its windows are of images, which have two axes"

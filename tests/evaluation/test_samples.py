@@ -162,7 +162,7 @@ def test_all_levels_outlive_a_call_that_ends_as_it_decodes(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("hvq.evaluation.generation.decode_bytes", killing)
+        patch.setattr("hvq.evaluation.generation.decode_kept", killing)
         with pytest.raises(Killed):
             sampled(copied_run, seed=3)
     left = copied_run.run.checkpoint(STAGE)

@@ -82,6 +82,22 @@ def test_any_size_in_multiples_of_the_coarsest_stride(format: Format, sees: str,
         require_the_same(model, encode, decode, torch.rand(batch, CHANNELS, height, width))
 
 
+@every_format
+@pytest.mark.parametrize("size", [(43,), (5, 7, 11)])
+def test_signals_and_volumes(format: Format, size: tuple[int, ...], tmp_path: Path) -> None:
+    model = small_model((2, 2), spatial_dims=len(size)).eval()
+    for dynamic_size in (False, True):
+        folder = tmp_path / f"exported-{dynamic_size}"
+        description = export_autoencoder(
+            model, folder, image_size=size, channels=CHANNELS, format=format, dynamic_size=dynamic_size
+        )
+        encode, decode = halves(folder, description)
+        other = tuple(4 * n for n in range(3, 3 + len(size)))
+        require_the_same(model, encode, decode, torch.rand(3, CHANNELS, *(other if dynamic_size else size)))
+        axes = {1: ("4*length",), 3: ("4*depth", "4*height", "4*width")}[len(size)] if dynamic_size else size
+        assert description.encoder.inputs["images"].shape == ("batch", CHANNELS, *axes)
+
+
 def test_the_description_says_names_shapes_and_ranges() -> None:
     model = one_level(VectorQuantizer(codebook_size=17, code_dimension=6, heads=3))
     fixed = describe(model, format="onnx", image_size=(11, 13), channels=2, dynamic_size=False).model_dump(mode="json")

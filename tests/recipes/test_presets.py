@@ -29,6 +29,8 @@ NAMED = (
     "ffhq256-vqvae2",
     "imagenet256-vqvae2",
     "ffhq1024-3level",
+    "tones-vqvae2",
+    "volumes-vqvae2",
 )
 
 
@@ -48,6 +50,7 @@ def _priors(config: RunConfig, num_classes: int = 10) -> Iterator[tuple[str, Pri
                     codebook_size=level.codebook_size,
                     coarser=dict(coarser),
                     num_classes=num_classes,
+                    spatial_dims=config.autoencoder.spatial_dims,
                 ),
             )
         coarser[name] = level.codebook_size

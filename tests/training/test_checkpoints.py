@@ -24,7 +24,7 @@ from hvq.training.state import optimizer_tensors
 from tests.pickling import block_pickle
 from tests.runs import changed, differing, tiny_config
 
-PARTS = ("seed", "autoencoder", "autoencoder_training")
+PARTS = ("seed", "data", "autoencoder", "autoencoder_training")
 
 
 def _optimization(config: RunConfig, steps: int, **fields: Any) -> Optimization:
@@ -324,6 +324,22 @@ def test_damage_is_refused(folder: Path, config: RunConfig, damage: Callable[[Pa
     damage(CheckpointFolders(folder).of_step(3))
     with pytest.raises(CheckpointError, match=sentence):
         TrainingCheckpoint(folder, _optimization(config, 0), config.parts(*PARTS)).load_if_present()
+
+
+@pytest.mark.parametrize("labelled", [None, True, False])
+def test_settings_from_before_a_field_existed_have_its_default(
+    folder: Path, config: RunConfig, labelled: bool | None
+) -> None:
+    settings = config.parts(*PARTS)
+    del settings["data"]["labelled"]
+    if labelled is not None:
+        settings["data"]["labelled"] = labelled
+    _edit_state(settings=settings)(CheckpointFolders(folder).of_step(3))
+    if labelled is not False:
+        assert _loaded(folder, config).step_number == 3
+    else:
+        with pytest.raises(CheckpointError, match=r"data\.labelled is True, and was False"):
+            _loaded(folder, config)
 
 
 def test_where_the_newest_is_damaged_the_newest_whole_one_is_offered(folder: Path, config: RunConfig) -> None:

@@ -77,6 +77,22 @@ def test_codes_and_bits_are_those_that_an_image_has(each: int) -> None:
     assert "1,009 steps of 13 images, 12.9 times through all of them" in said
 
 
+@pytest.mark.parametrize(("size", "what", "codes"), [((37,), "signal", 5 + 10), ((9, 11, 13), "volume", 8 + 64)])
+def test_signals_and_volumes_are_called_so_and_count_16_bits_a_value(
+    size: tuple[int, ...], what: str, codes: int
+) -> None:
+    levels = {
+        "top": {**LEVEL, "ratio": 2, "codebook_size": 16, "code_dimension": 7},
+        "bottom": {**LEVEL, "ratio": 4, "codebook_size": 16, "code_dimension": 3},
+    }
+    described = {"channels": 3, "levels": levels, "decoder": LEVEL, "spatial_dims": len(size)}
+    model = build_autoencoder(AutoencoderConfig.model_validate(described))
+    said = autoencoder_summary(model, size, 3, TRAINING, images=1_013)
+    raw = math.prod(size) * 3 * 16
+    assert f"{codes} codes, {4 * codes} bits, for the {raw:,} bits of a {what} of 16-bit values, " in said
+    assert f"1,009 steps of 13 {what}s" in said
+
+
 def test_the_table_adds_up_and_is_aligned() -> None:
     model = _autoencoder()
     *table, total, _ = autoencoder_summary(model, (37, 41), 3, TRAINING, images=1_013).splitlines()
