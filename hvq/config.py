@@ -70,7 +70,8 @@ class SourceConfig(FrozenModel):
     workers: NonNegativeInt = Field(0, description="processes that prepare images, per training process")
     vectors: VectorsConfig = Field(
         default_factory=VectorsConfig,
-        description="a vector for each image, told to the priors; codes are extracted with it",
+        description="a vector for each image, the same in all augmented epochs, told to the priors; codes are "
+        "extracted with it",
     )
 
 

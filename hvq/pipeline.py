@@ -88,6 +88,11 @@ class HierarchicalVQ:
         """Names of the classes, in the order of labels; empty without."""
         return self.hierarchy.classes
 
+    @property
+    def vector_size(self) -> int:
+        """Numbers of the vector that priors can be told of each image; 0 where they know of none."""
+        return self.hierarchy.vector_size
+
     @torch.no_grad()
     def encode(self, images: Tensor, *, tile: int | None = None) -> dict[str, Tensor]:
         """Codes of images.

@@ -49,6 +49,11 @@ def main() -> None:
     options = read_command(parser).options
     require_names_of_their_own(options.images)
     hierarchy = load_hierarchy(RunFolder(options.run_dir))
+    if len(hierarchy.image_size) != 2:
+        raise ConfigurationError(
+            f"pictures have two axes, and what this run was trained on has {len(hierarchy.image_size)}; take "
+            "HierarchicalVQ.encode and decode"
+        )
     hierarchy.to("cuda" if torch.cuda.is_available() else "cpu")
     # One picture at a time: a chunk would be filled up.
     model, encoder = HierarchicalVQ(hierarchy, chunk_size=1), encoder_hash(hierarchy.autoencoder)

@@ -72,6 +72,11 @@ def main() -> None:
     else:
         labels = labels_of_rows(names, hierarchy.classes, len(vectors))
     say(f"drawing samples: {describe(accelerator)}")
+    if hierarchy.vector_size and vectors is None and options.from_codes is None:
+        say(
+            f"vectors are hidden, as in a share of training; --vectors FILE tells some, of {hierarchy.vector_size} "
+            "numbers each"
+        )
     left = levels_left(folder)
     if left is not None and (options.from_codes is None or not is_left(options.from_codes, folder)):
         begun = "from the start" if options.from_codes is None else f"what is not in {options.from_codes}"

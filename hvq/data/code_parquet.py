@@ -31,9 +31,10 @@ def write_parquet(path: Path, folders: Sequence[CodeFolder]) -> int:
 
     Columns: `codes_<level>`, lists of fixed length of the smallest integer type that fits, a grid in raster order, the
     G codes of a position side by side; `label`, -1 where it is unknown; `index`, the image in its source; `epoch`, the
-    augmented epoch that it was encoded in, 0 for as it is; `split`, the name of its folder. The schema's metadata hold,
-    as JSON under "hvq", level names, coarse to fine, codebook sizes, the shape of one image's codes by level, the size
-    of images, names of classes, and the hash of what encoded them.
+    augmented epoch that it was encoded in, 0 for as it is; `split`, the name of its folder; `vector`, a list of
+    float32, where images have vectors. The schema's metadata hold, as JSON under "hvq", level names, coarse to fine,
+    codebook sizes, the shape of one image's codes by level, the size of images, names of classes, how many numbers a
+    vector has, and the hash of what encoded them.
 
     Args:
         path: of the file.
@@ -73,6 +74,7 @@ def _meaning(description: CodesDescription) -> dict[str, Any]:
         "image_size": description.image_size,
         "classes": description.classes,
         "encoder_hash": description.encoder_hash,
+        "vector_size": description.vector_size,
     }
 
 
@@ -109,6 +111,8 @@ def _schema(description: CodesDescription, meaning: dict[str, Any]) -> pyarrow.S
         "epoch": pyarrow.int32(),
         "split": pyarrow.string(),
     }
+    if description.vector_size:
+        others["vector"] = pyarrow.list_(pyarrow.float32(), description.vector_size)
     return pyarrow.schema(
         [*codes, *(pyarrow.field(name, kind) for name, kind in others.items())],
         metadata={ENTRY: json.dumps(meaning)},
@@ -139,5 +143,9 @@ def _batches(folder: CodeFolder, schema: pyarrow.Schema) -> Iterator[pyarrow.Rec
             values = codes.to(code_type(described.codebook_sizes[level])).flatten()
             columns[f"codes_{level}"] = pyarrow.FixedSizeListArray.from_arrays(
                 pyarrow.array(values.numpy(), kind.value_type), type=kind
+            )
+        if batch.vectors is not None:
+            columns["vector"] = pyarrow.FixedSizeListArray.from_arrays(
+                pyarrow.array(batch.vectors.flatten().numpy()), type=schema.field("vector").type
             )
         yield pyarrow.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)

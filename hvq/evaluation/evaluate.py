@@ -29,9 +29,8 @@ from hvq.evaluation.measure_reconstruction import encode_and_restore, measure_re
 from hvq.evaluation.measured import Measured, Numbers
 from hvq.evaluation.own_classifier import own_classifier
 from hvq.evaluation.real_images import gather_images, most_real_images
-from hvq.evaluation.sample_vectors import taken_by, training_vectors
+from hvq.evaluation.sample_vectors import training_vectors
 from hvq.evaluation.samples import class_labels, draw_samples, sampling_text
-from hvq.priors.guidance import vector_size
 from hvq.storage import Hierarchy, RunFolder, load_hierarchy, require_channels
 
 Images = dict[str, Tensor]
@@ -232,10 +231,10 @@ class _Evaluation:
 
     def _vectors(self, labels: Tensor) -> tuple[Tensor | None, str]:
         """What samples of priors that are conditioned on vectors are drawn given, and the same in words."""
-        if not any(map(vector_size, self.hierarchy.priors.values())):
+        if not self.hierarchy.vector_size:
             return None, ""
         codes = CodeFolder(self.run.codes, "train")
-        if not taken_by(self.hierarchy, codes):
+        if codes.vector_size != self.hierarchy.vector_size:
             return None, "; vectors hidden, since the codes have none that the priors know"
         return training_vectors(codes, labels, self.config.seed), "; given vectors of training images of the class"
 

@@ -144,7 +144,6 @@ def measure_likelihood(
 
 def _given_the_class(hierarchy: Hierarchy) -> str:
     """What the nats and bits of priors that know classes are given, in words; empty of those that know none."""
-    priors = hierarchy.priors.values()
-    told = ["the class of each image that has one"] * any(map(num_classes, priors))
-    told += ["its vector"] * any(map(vector_size, priors))
+    told = ["the class of each image that has one"] * any(map(num_classes, hierarchy.priors.values()))
+    told += ["its vector"] * (hierarchy.vector_size > 0)
     return f" given {' and '.join(told)}, whose own bits are not counted" if told else ""

@@ -24,7 +24,6 @@ from hvq.evaluation.generation import check_level_codes
 from hvq.files import read_tensors, write_tensors
 from hvq.level_names import in_level_order
 from hvq.priors import SamplingOptions
-from hvq.priors.guidance import vector_size
 from hvq.storage import Hierarchy, encoder_hash
 
 TENSORS = "samples.safetensors"
@@ -257,10 +256,10 @@ def _vectors(tensors: Mapping[str, Tensor], hierarchy: Hierarchy, path: Path) ->
     vectors = tensors.get("vectors")
     if vectors is None:
         return None
-    sizes = {size for prior in hierarchy.priors.values() if (size := vector_size(prior))}
-    if vectors.dtype != torch.float32 or any(vectors.shape != (len(tensors["labels"]), size) for size in sizes):
+    shape = (len(tensors["labels"]), hierarchy.vector_size)
+    if vectors.dtype != torch.float32 or vectors.shape != shape:
         raise CheckpointError(
-            f"vectors in {path} must be float32, one of {', '.join(map(str, sizes))} numbers for each sample; received "
+            f"vectors in {path} must be float32 {list(shape)}, as this run's priors take them; received "
             f"{vectors.dtype} {list(vectors.shape)}: the samples are of another run"
         )
     return vectors

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 
 from hvq.data import CodeFolder
-from hvq.priors.guidance import vector_size
 from hvq.randomness import uniform
-from hvq.storage import Hierarchy
-
-
-def taken_by(hierarchy: Hierarchy, codes: CodeFolder) -> bool:
-    """Whether vectors beside codes are such as a prior of the hierarchy is conditioned on."""
-    sizes = {size for prior in hierarchy.priors.values() if (size := vector_size(prior))}
-    return sizes == {codes.vector_size}
 
 
 def training_vectors(codes: CodeFolder, labels: Tensor, seed: int) -> Tensor:

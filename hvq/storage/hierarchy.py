@@ -19,6 +19,7 @@ from hvq.model_card import ModelCard
 from hvq.model_folders import CONFIG, WEIGHTS
 from hvq.pretrained import COMMIT
 from hvq.priors import Prior, PriorDescription, SamplingOptions
+from hvq.priors.guidance import vector_size
 from hvq.storage.hierarchy_folder import write_hierarchy
 from hvq.storage.models import encoder_hash, load_autoencoder, load_prior
 from hvq.storage.run_folder import RunFolder
@@ -70,6 +71,11 @@ class Hierarchy:
     image_size: tuple[int, ...]
     channels: int
     classes: tuple[str, ...]
+
+    @property
+    def vector_size(self) -> int:
+        """V of the vectors that priors are conditioned on; 0 where none is."""
+        return max(map(vector_size, self.priors.values()), default=0)
 
     @classmethod
     def of(

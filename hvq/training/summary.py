@@ -154,6 +154,7 @@ def prior_summary(prior: nn.Module, codes: CodeFolder, level: str, training: Opt
     lines = [
         f"{learned_numbers(prior):,} parameters; {math.prod(grid) * several:,} codes per image ({_times(grid)}{each}), "
         f"K {size:,}",
+        *([f"told a vector of {codes.vector_size:,} numbers for each image"] if codes.vector_size else []),
         f"nats per code: log K {math.log(size):.3f}, unigram entropy {codes.entropy(level):.3f}",
         _length(training, len(codes), "grid"),
     ]

@@ -142,3 +142,20 @@ def test_a_network_that_sees_everything_takes_an_overlap() -> None:
     codes = encode_tiled(model, images, tile=48, overlap=13)
     assert codes["top"].shape == (1, 16, 16)
     assert torch.equal(encode_tiled(model, images, tile=64, overlap=13)["top"], model.encode(images)["top"])
+
+
+@pytest.mark.parametrize(("axes", "ratios", "fields"), [(1, (2, 3, 2), {}), (3, (2, 2), {"residual_blocks": 0})])
+def test_signals_and_volumes(axes: int, ratios: tuple[int, ...], fields: dict[str, Any]) -> None:
+    model = small_model(ratios, spatial_dims=axes, **fields).double().eval().requires_grad_(False)
+    stride = max(model.strides.values())
+    tiles = {work: smallest(model, work) + 2 * stride for work in ("encode", "decode")}
+    # One axis that takes several tiles, and others that are not multiples of the stride.
+    size = (*[stride + 3] * (axes - 1), 2 * tiles["encode"] + 5)
+    images = torch.rand(1, 2, *size, dtype=torch.float64) * 2 - 1
+    initialize_codebooks(model, [images])
+    codes = model.encode(images)
+    tiled = encode_tiled(model, images, tile=tiles["encode"])
+    assert all(torch.equal(tiled[name], codes[name]) for name in codes)
+    assert all(len(code.unique()) > 3 for code in codes.values())
+    rebuilt = decode_tiled(model, codes, size, tile=tiles["decode"])
+    torch.testing.assert_close(rebuilt, model.decode(codes, size=size), rtol=0, atol=1e-10)

@@ -15,9 +15,10 @@ from pyarrow import parquet
 from hvq.data import CodeExtraction, CodeFolder
 from hvq.data import code_parquet as module
 from hvq.data.code_parquet import write_parquet
+from hvq.data.vectors import hash_vectors
 from hvq.errors import ConfigurationError, DataError
 from hvq.storage import RunFolder
-from tests.data.small_codes import EPOCHS, GRIDS, IMAGES, LABELS, SIZES, codes_of, description, write
+from tests.data.small_codes import EPOCHS, GRIDS, IMAGES, LABELS, SIZES, codes_of, description, write, write_shards
 from tests.runs import run_recipe, tiny_config
 
 LENGTHS = {level: height * width for level, (height, width) in GRIDS.items()}
@@ -58,6 +59,7 @@ def test_lists_are_of_fixed_length_in_the_smallest_types_and_the_schema_says_the
     assert json.loads(schema.metadata[b"hvq"]) == {
         "level_names": ["top", "bottom"],
         "codebook_sizes": SIZES,
+        "vector_size": 0,
         "shapes": {level: list(grid) for level, grid in GRIDS.items()},
         "image_size": [20, 28],
         "classes": ["cat", "dog"],
@@ -126,3 +128,19 @@ def test_the_recipe_writes_the_codes_of_a_run(folders: list[CodeFolder], tmp_pat
     (tmp_path / "codes" / "validation" / "index.json").unlink()
     outcome = run_recipe("export_codes", "--run-dir", tmp_path, "--to", file)
     assert (outcome.code, "extract the codes first" in outcome.err) == (1, True)
+
+
+def test_vectors_are_a_column(tmp_path: Path) -> None:
+    vectors = torch.randn(IMAGES, 3)
+    extraction = CodeExtraction(tmp_path, "train", description(vector_size=3, vectors_hash=hash_vectors(vectors)))
+    extraction.begin()
+    extraction.finish(write_shards(extraction, list(range(extraction.description.num_shards))), vectors)
+    write(tmp_path / "others", split="validation")
+    write_parquet(tmp_path / "codes.parquet", [CodeFolder(tmp_path, "train")])
+    table = parquet.read_table(tmp_path / "codes.parquet")
+    assert table.schema.field("vector").type == pyarrow.list_(pyarrow.float32(), 3)
+    assert torch.equal(torch.tensor(table["vector"].to_pylist()), vectors.repeat(EPOCHS, 1))
+    with pytest.raises(DataError, match="differ in vector_size"):
+        write_parquet(
+            tmp_path / "both.parquet", [CodeFolder(tmp_path, "train"), CodeFolder(tmp_path / "others", "validation")]
+        )

@@ -91,14 +91,19 @@ def test_a_changed_code_changes_later_positions_alone(kind: str, spatial_dims: i
 def test_codes_drawn_with_a_cache_are_those_drawn_without(kind: str, spatial_dims: int, guidance: float) -> None:
     prior, condition = prior_of(kind, spatial_dims), condition_of(spatial_dims, 3)
     options = SamplingOptions(temperature=0.0, guidance=guidance)
-    (grid, _), labels = GRIDS[spatial_dims], condition.labels
+    grid, _ = GRIDS[spatial_dims]
+    assert condition.labels is not None
+    assert condition.vector is not None
+    # One sample is told neither class nor vector, and one the vector alone.
+    condition.labels[:2], condition.vector[0] = -1, torch.nan
+    told = condition.told
+    assert told is not None
     found = sample_level(prior, condition, grid, level="middle", samples=[0, 1, 2], options=options)
-    hidden = Condition(condition.codes, None, condition.features, condition.vector)
+    hidden = Condition(condition.codes, None, condition.features, None)
     codes = torch.zeros(3, *grid, dtype=torch.int64)
-    assert labels is not None
     for position in range(codes[0].numel()):
-        given, without = (prior(codes, told).flatten(1, -2)[:, position] for told in (condition, hidden))
-        moved = torch.where(labels[:, None] < 0, given, without + guidance * (given - without))
+        given, without = (prior(codes, some).flatten(1, -2)[:, position] for some in (condition, hidden))
+        moved = torch.where(told[:, None], without + guidance * (given - without), given)
         codes.view(3, -1)[:, position] = moved.argmax(dim=1)
     assert torch.equal(found, codes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -133,3 +134,25 @@ def test_vectors_that_are_not_those_of_the_priors_are_refused() -> None:
             sample_hierarchy(priors, grids, samples=range(3), vectors=vectors)
     with pytest.raises(DataError, match="none of the priors was trained with any; leave them out"):
         sample_hierarchy({"top": small_prior()}, grids, samples=[0], vectors=torch.zeros(1, V))
+
+
+def test_it_compiles_without_a_graph_break() -> None:
+    prior, vectors = small_prior("middle", "pixelcnn", vector_size=V), vectors_of(2).float()
+    vectors[1] = torch.nan
+    codes, condition = codes_of("middle", 2), Condition({"top": codes_of("top", 2)}, vector=vectors)
+    compiled = torch.compile(prior, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(codes, condition), prior(codes, condition), atol=1e-4)
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_priors_in_half_precision_are_told_vectors_too() -> None:
+    prior = small_prior(layers=1, vector_size=V)
+    standardize_vectors(prior, torch.full((V,), 1000.0), torch.full((V,), 0.5))
+    vectors = 1000 + vectors_of(29).float() / 2
+    drawn = [
+        sample_hierarchy({"top": some}, {"top": (1, 2)}, samples=range(29), vectors=vectors)["top"]
+        for some in (prior, copy.deepcopy(prior).to(torch.bfloat16))
+    ]
+    agreement = float((drawn[0] == drawn[1]).double().mean())
+    assert agreement > 0.8, "rounded logits change a few codes, a rounded mean would change all"

@@ -154,6 +154,7 @@ def test_an_extraction_that_was_cut_between_the_splits_is_named(vector_run: Vect
 
 def test_samples_are_of_their_vectors(vector_run: VectorRun) -> None:
     model = HierarchicalVQ.from_pretrained(vector_run.run.path, chunk_size=4)
+    assert model.vector_size == V
     vectors = vector_run.vectors["train"][:5]
     images = model.sample(vectors=vectors, seed=1)
     assert images.shape == (5, 1, 16, 16)
