@@ -81,7 +81,7 @@ def test_a_preset_builds(preset: RunConfig) -> None:
 def test_its_grids_fit_its_images(preset: RunConfig) -> None:
     model = _autoencoder(preset)
     ratios = [level.ratio for level in preset.autoencoder.levels.values()]
-    assert [n % math.prod(ratios) for n in preset.data.size] == [0, 0]
+    assert [n % math.prod(ratios) for n in preset.data.size] == [0] * len(preset.data.size)
     grids = list(model.grids(preset.data.size).values())
     for ratio, coarse, fine in zip(ratios, grids, [*grids[1:], preset.data.size], strict=True):
         assert tuple(n * ratio for n in coarse) == tuple(fine)
