@@ -131,7 +131,8 @@ def _prior_step(config: RunConfig, level: str, batch: int) -> Callable[[], Any]:
     sizes = {name: quantizer.codebook_size for name, quantizer in model.quantizers.items()}
     coarser = {name: sizes[name] for name in model.level_names[: model.level_names.index(level)]}
     stage = config.prior(level)
-    prior = build_prior(stage.model, codebook_size=sizes[level], coarser=coarser).train()
+    axes = config.autoencoder.spatial_dims
+    prior = build_prior(stage.model, codebook_size=sizes[level], coarser=coarser, spatial_dims=axes).train()
     optimization = Optimization(prior, stage.training, _accelerator(), seed=0)
     codes = {name: torch.randint(sizes[name], (batch, *grids[name])) for name in (*coarser, level)}
     condition = Condition(codes={name: codes[name] for name in coarser})
