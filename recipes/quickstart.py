@@ -3,16 +3,18 @@
 Trains the autoencoder, extracts codes, trains a prior for each level, samples, measures, and writes a report.
 
 With --data DIR it chooses everything by itself, for any folder of pictures: it looks at some of them, times a few steps
-on this machine, takes sizes, models and steps that fit into --minutes, and says what it chose and why.
+on this machine, takes sizes, models and steps that fit into --minutes, and says what it chose and why. Where a stage
+takes more or less time than was reckoned, priors and measurements to come get less or more.
 """
 
 import argparse
 import time
 from pathlib import Path
 
-from command_line import Command, loaded, recipe_parser, run, say
+from command_line import loaded, recipe_parser, run, say
 
-from hvq.choosing import choose_run
+from hvq.choosing import Plan, choose_run
+from hvq.choosing.costs import AUTOENCODER, CODES, SAMPLES, stage_of_prior
 from hvq.distributed import current_reduction
 from hvq.errors import ConfigurationError
 from hvq.evaluation.evaluate import evaluate
@@ -53,18 +55,17 @@ def read_options() -> argparse.Namespace:
     return options
 
 
-def command_of(options: argparse.Namespace, started: float) -> Command:
+def plan_of(options: argparse.Namespace, started: float) -> Plan:
     """The run that is asked for: as configured, or chosen, or as it was chosen before where it is resumed."""
     folder = RunFolder(options.run_dir)
     if options.data is None:
-        return loaded(options)
+        return Plan(loaded(options).config)
     if options.resume and folder.config_file.exists():
         say(f"going on with what was chosen before, {folder.config_file}")
         options.config = folder.config_file
-        return loaded(options)
+        return Plan(loaded(options).config)
     minutes = MINUTES if options.minutes is None else options.minutes
-    config = choose_run(options.data, folder, minutes=minutes, overrides=options.overrides, started=started, say=say)
-    return Command(config=config, run_dir=options.run_dir, options=options)
+    return choose_run(options.data, folder, minutes=minutes, overrides=options.overrides, started=started, say=say)
 
 
 def main() -> None:
@@ -73,9 +74,9 @@ def main() -> None:
     options = read_options()
     # It ends with a report; that something is missing is better known now than after training.
     require_report_packages()
-    command = command_of(options, started)
+    plan = plan_of(options, started)
     resume = options.resume
-    config, folder = command.config, RunFolder(command.run_dir)
+    config, folder = plan.config, RunFolder(options.run_dir)
     accelerator = make_accelerator(config, folder)
     is_main = accelerator.is_main_process
     sources = build_sources_in_turn(config.data, config.seed, accelerator)
@@ -89,18 +90,22 @@ def main() -> None:
     )
     # What the accelerator holds of one model is not to take memory from the next.
     accelerator.free_memory()
-    extract_codes(config, folder, accelerator=accelerator, sources=sources, resume=resume)
+    plan.finished(AUTOENCODER)
+    extract_codes(plan.config, folder, accelerator=accelerator, sources=sources, resume=resume)
+    plan.finished(CODES)
     for level in config.autoencoder.levels:
-        fit_prior(config, folder, level, accelerator=accelerator, resume=resume)
+        fit_prior(plan.config, folder, level, accelerator=accelerator, resume=resume)
         accelerator.free_memory()
+        plan.finished(stage_of_prior(level))
     with folder.timed("samples", write=is_main):
         hierarchy = load_hierarchy(folder).to(accelerator.device, prior_precision=config.sampling.precision)
-        sample_run(config, folder, hierarchy, reduction=current_reduction())
+        sample_run(plan.config, folder, hierarchy, reduction=current_reduction())
+    plan.finished(SAMPLES)
     show_file(accelerator, folder.path, STAGE, folder.samples / GRID)
     with folder.timed("evaluation", write=is_main):
-        numbers = evaluate(config, folder, accelerator=accelerator, sources=sources)
+        numbers = evaluate(plan.config, folder, accelerator=accelerator, sources=sources)
     if is_main:
-        write_run_report(config, folder, sources, started=None if resume else started)
+        write_run_report(plan.config, folder, sources, started=None if resume else started)
     for line in number_table(numbers):
         say(line)
     say(f"done in {time.perf_counter() - started:.0f} seconds; open {folder.report}")

@@ -24,7 +24,7 @@ import torch.distributed as torch_distributed
 from hvq.training.processes import part
 from recipes.command_line import run
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 120.0
 
 # A fork server that has imported torch once makes every later process start in a fraction of a second.
 _context = multiprocessing.get_context("forkserver")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -18,7 +19,15 @@ from hvq.files import write_file
 from tests.runs import run_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "recipes" / "accelerate" / "README.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "benchmarks" / "claims" / "README.md",
+    ROOT / "docs" / "formulas.md",
+    ROOT / "recipes" / "README.md",
+    ROOT / "recipes" / "accelerate" / "README.md",
+]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FEWER_STEPS = [
     "data.workers=0",
@@ -109,6 +118,9 @@ def _shell_lines() -> list[str]:
                 command = Template(line).safe_substitute(variables)
                 if re.search(r"recipes/(?!examples/)\w+\.py", command):
                     lines.append(command)
+        lines += re.findall(
+            r"^\|.*`(python recipes/(?!examples/)\w+\.py [^`]+)`", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
     return lines
 
 
@@ -130,10 +142,57 @@ def test_shell_lines_take_what_help_says(line: str) -> None:
     assert [field for field in fields if f"{field}=" not in known] == []
 
 
-def test_every_recipe_and_preset_that_the_readme_names_is_there() -> None:
+def test_every_recipe_that_the_readme_names_is_there() -> None:
     scripts = set(re.findall(r"recipes/[\w/-]+\.(?:py|yaml)", README))
     assert scripts
     assert all((ROOT / script).exists() for script in scripts)
-    table = re.findall(r"^\| `?([\w-]+)`?(?:, `([\w-]+)`)? \| [\d, ]+ \|", README, flags=re.MULTILINE)
-    presets = {name for row in table for name in row if name}
+
+
+def test_the_page_of_the_recipes_has_every_script_and_every_preset() -> None:
+    page = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    scripts = set(re.findall(r"^\| `(\w+\.py)", page, flags=re.MULTILINE))
+    assert scripts == {path.name for path in (ROOT / "recipes").glob("*.py")} - {"command_line.py"}
+    table = page[page.index("## Presets") :].partition("\n\nWork")[0]
+    presets = set(re.findall(r"^\| `([\w-]+)` \|", table, flags=re.MULTILINE))
     assert presets == {path.stem for path in (ROOT / "recipes" / "configs").glob("*.yaml")}
+
+
+def _links(page: Path) -> list[tuple[str, str]]:
+    """Texts and targets, those of pictures too."""
+    return re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+
+
+def _anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for _, target in _links(page):
+        if re.match(r"https?:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        assert not anchor or anchor in _anchors(file), target
+
+
+def _names_in(tree: ast.AST, inside: str = "") -> set[str]:
+    """Functions and classes of a module, and methods as Class.method."""
+    names = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(f"{inside}{node.name}")
+            if isinstance(node, ast.ClassDef):
+                names |= _names_in(node, f"{node.name}.")
+    return names
+
+
+def test_formulas_point_to_what_computes_them() -> None:
+    page = ROOT / "docs" / "formulas.md"
+    named = [(text.strip("`"), target) for text, target in _links(page) if text.startswith("`")]
+    assert len(named) > 30
+    for name, target in named:
+        assert name in _names_in(ast.parse((page.parent / target).read_text(encoding="utf-8"))), (name, target)

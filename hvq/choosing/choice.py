@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hvq.choosing.candidates import Candidate, candidates, outline, with_priors
 from hvq.choosing.costs import Costs, Machine, Workload
-from hvq.choosing.effort import with_effort
+from hvq.choosing.effort import with_effort, with_effort_left
 from hvq.choosing.reasons import Reason, reasons
 from hvq.choosing.survey import FolderSurvey
 from hvq.config import FolderConfig, RunConfig
@@ -52,11 +52,17 @@ class Question:
 
     def planned(self, candidate: Candidate, costs: Costs, seconds: float) -> dict[str, Any]:
         """Values of a `RunConfig` that fill the seconds."""
-        return with_effort(
-            self.outline(candidate),
-            seconds,
-            lambda values: Workload(self.config(values), self.survey, self.machine, costs),
-        )
+        return with_effort(self.outline(candidate), seconds, lambda values: self.workload(values, costs))
+
+    def planned_anew(
+        self, values: Mapping[str, Any], costs: Costs, seconds: float, done: Collection[str]
+    ) -> dict[str, Any]:
+        """The same values but for the stages to come, which fill the seconds that are left."""
+        return with_effort_left(dict(values), seconds, lambda values: self.workload(values, costs), done)
+
+    def workload(self, values: Mapping[str, Any], costs: Costs) -> Workload:
+        """What a run of some values takes."""
+        return Workload(self.config(values), self.survey, self.machine, costs)
 
     def affords(self, candidate: Candidate, costs: Costs, seconds: float) -> bool:
         """Whether the seconds are enough for images and models of this size."""
@@ -75,12 +81,16 @@ class Choice:
         reasons: one sentence for each choice that was not overruled.
         spending: seconds that each stage is to take.
         candidate: that was chosen.
+        values: of the configuration, without what was set by hand.
+        costs: of the candidate.
     """
 
     config: RunConfig
     reasons: tuple[Reason, ...]
     spending: dict[str, float]
     candidate: Candidate
+    values: Mapping[str, Any]
+    costs: Costs
 
 
 def next_to_measure(question: Question, costs: Mapping[Candidate, Costs], seconds: float) -> Candidate | None:
@@ -126,12 +136,13 @@ def choose(
     """
     fitting = [one for one in costs if question.affords(one, costs[one], seconds)]
     candidate = max(fitting) if fitting else min(costs)
-    config = question.config(question.planned(candidate, costs[candidate], seconds), say)
+    values = question.planned(candidate, costs[candidate], seconds)
+    config = question.config(values, say)
     work = Workload(config, question.survey, question.machine, costs[candidate])
     found = reasons(work, candidate, is_largest=candidate in candidates(question.survey)[-2:])
     by_hand = [override.partition("=")[0] for override in question.overrides]
     kept = tuple(reason for reason in found if not reason.is_overruled(by_hand))
-    return Choice(config, kept, work.spending(), candidate)
+    return Choice(config, kept, work.spending(), candidate, values, costs[candidate])
 
 
 def _renamed(question: Question, candidate: Candidate, costs: Costs) -> Costs:

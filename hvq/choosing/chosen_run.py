@@ -1,4 +1,4 @@
-"""From a folder of pictures and some minutes to the configuration of a run: look, measure, choose, and say why."""
+"""From a folder of pictures and some minutes to the plan of a run: look, measure, choose, and say why."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hvq.choosing.candidates import Candidate
 from hvq.choosing.choice import Choice, Question, choose, next_to_measure
 from hvq.choosing.costs import Costs, Machine
 from hvq.choosing.measure import measure_costs
+from hvq.choosing.plan import PlanInMinutes
 from hvq.choosing.survey import FolderSurvey, survey_folder
 from hvq.config import RunConfig
 from hvq.data import build_sources
@@ -36,14 +37,14 @@ def choose_run(
     overrides: Sequence[str] = (),
     started: float | None = None,
     say: Callable[[str], None] = print,
-) -> RunConfig:
-    """The configuration of a run on a folder of pictures that is to take so many minutes on this machine.
+) -> PlanInMinutes:
+    """The plan of a run on a folder of pictures that is to take so many minutes on this machine.
 
     All processes of a run call it, and get the same: what the first one finds and measures is what counts.
 
     Args:
         path: the folder, as data of kind `folder` takes it.
-        run: where the run is to lie; nothing is written there yet.
+        run: where the run is to lie; nothing is written there yet, and later what is planned anew.
         minutes: for everything, from `started` to the report.
         overrides: fields that are set by hand, such as `data.size=[64, 64]`, which are measured as they are.
         started: when the run began (`time.perf_counter`); now, by default.
@@ -81,7 +82,17 @@ def choose_run(
     choice = choose(question, costs, left, say=say)
     for line in lines(choice, minutes, spent=60 * minutes - left, overrides=overrides):
         say(line)
-    return choice.config
+    return PlanInMinutes(
+        question,
+        choice,
+        seconds_left=seconds_left,
+        save=run.save_config if reduction.rank == 0 else _save_nothing,
+        say=say,
+    )
+
+
+def _save_nothing(config: RunConfig) -> None:
+    """The first process writes."""
 
 
 def lines(choice: Choice, minutes: float, *, spent: float, overrides: Sequence[str] = ()) -> list[str]:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from hvq.choosing.survey import FolderSurvey
 from hvq.config import FolderConfig, OptimizationConfig, RunConfig
 
-# Of opening and closing a stage: models read and written, files of codes, classifiers' features.
-_STAGE_SECONDS = 1.0
+AUTOENCODER, CODES, SAMPLES, EVALUATION, REPORT = "autoencoder", "codes", "samples", "evaluation", "report"
+"""Stages as `Workload.spending` names them, beside those of priors."""
+
+STAGE_SECONDS = 1.0
+"""Of opening and closing a stage: models read and written, files of codes, classifiers' features."""
+
 # Pictures, curves and the page.
 _REPORT_SECONDS = 4.0
 # As `hvq.evaluation` and `hvq.training` have it: images looked at while training, and compared with at the end.
 _LOOKED_AT, _COMPARED_WITH = 1_024, 10_000
 # The batch of the evaluation's classifiers.
 _JUDGES_WITH_CLASSES, _SCORED_SETS = 2, 3
+
+
+def stage_of_prior(level: str) -> str:
+    """The name of a prior's training.
+
+    >>> stage_of_prior("top")
+    'prior of top'
+    """
+    return f"prior of {level}"
 
 
 @dataclass(frozen=True)
@@ -151,17 +164,20 @@ class Workload:
         generated = self._chunks(kinds * self.config.evaluation.generated_per_class) * self.costs.drawing
         looks = sum(self.prior_look(level) for level in self.config.autoencoder.levels)
         evaluation = self.images() - codes + self.classifiers() + generated + looks
-        seconds = {"autoencoder": self._autoencoder(), "codes": codes}
-        seconds |= {f"prior of {level}": self._prior(level) for level in self.config.autoencoder.levels}
-        seconds |= {"samples": samples, "evaluation": evaluation}
-        return {name: value + _STAGE_SECONDS for name, value in seconds.items()} | {"report": _REPORT_SECONDS}
+        seconds = {AUTOENCODER: self._autoencoder(), CODES: codes}
+        seconds |= {stage_of_prior(level): self._prior(level) for level in self.config.autoencoder.levels}
+        seconds |= {SAMPLES: samples, EVALUATION: evaluation}
+        return {name: value + STAGE_SECONDS for name, value in seconds.items()} | {REPORT: _REPORT_SECONDS}
 
-    def beside_training(self) -> float:
-        """Seconds of all stages but for the steps of trainings, and the looks between them."""
-        levels = self.config.autoencoder.levels
-        trained = {"autoencoder", *(f"prior of {level}" for level in levels)}
-        others = [seconds for name, seconds in self.spending().items() if name not in trained]
-        return sum(others) + len(trained) * _STAGE_SECONDS
+    def beside_training(self, done: Collection[str] = ()) -> float:
+        """Seconds of all stages but for the steps of trainings, and the looks between them.
+
+        Args:
+            done: stages that are over.
+        """
+        trained = {AUTOENCODER, *map(stage_of_prior, self.config.autoencoder.levels)}
+        others = [seconds for name, seconds in self.spending().items() if name not in {*trained, *done}]
+        return sum(others) + len(trained.difference(done)) * STAGE_SECONDS
 
     def _autoencoder(self) -> float:
         training = self.config.autoencoder_training

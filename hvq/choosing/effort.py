@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hvq.choosing.costs import Workload
+from hvq.choosing.costs import AUTOENCODER, EVALUATION, REPORT, SAMPLES, Workload, stage_of_prior
 
 LEAST_STEPS = 20
 """Of every training, however short the time."""
@@ -49,6 +49,23 @@ def with_effort(values: Values, seconds: float, reckon: Reckon) -> Values:
     return _with_steps(values, seconds, reckon)
 
 
+def with_effort_left(values: Values, seconds: float, reckon: Reckon, done: Collection[str]) -> Values:
+    """The same run with other lengths of what is still to come: priors' steps, and how thoroughly is measured.
+
+    Args:
+        values: of a `RunConfig`, whole.
+        seconds: that are left.
+        reckon: tells what a run of such values takes.
+        done: stages that are over, by the names that `Workload.spending` has.
+    """
+    left = {stage: taken for stage, taken in reckon(values).spending().items() if stage not in done}
+    measuring = left.get(SAMPLES, 0.0) + left[EVALUATION]
+    share = measuring / max(measuring, sum(left.values()) - left[REPORT])
+    allowed = share * max(0.0, seconds - left[REPORT])
+    values = _joined(values, _with_thoroughness(values, allowed, reckon))
+    return _with_steps(values, seconds, reckon, done)
+
+
 def _joined(values: Mapping[str, Any], others: Mapping[str, Any]) -> Values:
     """Mappings merged at any depth."""
     result = dict(values)
@@ -86,51 +103,73 @@ def _limit(values: Values, allowed: float, reckon: Reckon) -> int:
 def _with_measurements(values: Values, seconds: float, reckon: Reckon) -> Values:
     """Samples that are shown, and what is measured of others; without classes, where they are too many to draw."""
     kinds = max(1, reckon(values).classes)
+    allowed = (EVALUATION_SHARE + IMAGES_SHARE / 2) * seconds
     for labelled in (True, False):
-        number = kinds if labelled else 1
-        for generated, steps, seeds in _THOROUGHNESS:
-            chosen = {
-                "data": {"labelled": values["data"]["labelled"] and labelled},
-                "sampling": {"samples_per_class": _shown(number)},
-                "evaluation": {
-                    "generated_per_class": max(1, generated // number),
-                    "classifier_steps": steps,
-                    "classifier_seeds": seeds,
-                },
-            }
-            work = reckon(_joined(values, chosen))
-            spending = work.spending()
-            if spending["evaluation"] + spending["samples"] <= (EVALUATION_SHARE + IMAGES_SHARE / 2) * seconds:
-                return chosen
-        if kinds <= _SHOWN:
+        chosen: Values = {
+            "data": {"labelled": values["data"]["labelled"] and labelled},
+            "sampling": {"samples_per_class": _shown(kinds if labelled else 1)},
+        }
+        chosen = _joined(chosen, _with_thoroughness(_joined(values, chosen), allowed, reckon))
+        if kinds <= _SHOWN or _measuring(reckon(_joined(values, chosen))) <= allowed:
             break
     return chosen
+
+
+def _with_thoroughness(values: Values, allowed: float, reckon: Reckon) -> Values:
+    """What is measured of how many samples, within the seconds for both; the least where nothing is."""
+    number = max(1, reckon(values).classes)
+    for generated, steps, seeds in _THOROUGHNESS:
+        evaluation = {
+            "generated_per_class": max(1, generated // number),
+            "classifier_steps": steps,
+            "classifier_seeds": seeds,
+        }
+        if _measuring(reckon(_joined(values, {"evaluation": evaluation}))) <= allowed:
+            break
+    return {"evaluation": evaluation}
+
+
+def _measuring(work: Workload) -> float:
+    spending = work.spending()
+    return spending[EVALUATION] + spending[SAMPLES]
 
 
 def _shown(kinds: int) -> int:
     return _SHOWN if kinds == 1 else max(1, min(_SHOWN_PER_CLASS, 2 * _SHOWN // kinds))
 
 
-def _with_steps(values: Values, seconds: float, reckon: Reckon) -> Values:
-    """Steps of all trainings, in proportion to each other, for the seconds that the rest leaves."""
-    levels, work = list(values["priors"]), reckon(values)
-    looks = _LOOKS * (work.autoencoder_look() + sum(map(work.prior_look, levels)))
+def _with_steps(values: Values, seconds: float, reckon: Reckon, done: Collection[str] = ()) -> Values:
+    """Steps of all trainings to come, in proportion to each other, for the seconds that the rest leaves."""
+    work = reckon(values)
+    trainings = {stage: training for stage, training in _trainings(values, work).items() if stage not in done}
+    looks = _LOOKS * sum(training.look for training in trainings.values())
+    steps = _shared_out(seconds - work.beside_training(done) - looks, list(trainings.values()))
+    chosen: Values = {"priors": {}}
+    for stage, number in zip(trainings, steps, strict=True):
+        if stage == AUTOENCODER:
+            chosen["autoencoder_training"] = _autoencoder_training(number, values)
+        else:
+            level = trainings[stage].level
+            chosen["priors"][level] = {"training": _prior_training(number, values, level)}
+    return _joined(values, chosen)
+
+
+def _trainings(values: Values, work: Workload) -> dict[str, _Training]:
+    """All of a run, by stage."""
     rows, copies = work.splits[0], work.config.extraction.augmented_epochs
-    batch_size = values["autoencoder_training"]["batch_size"]
-    trainings = [_Training(work.autoencoder_step(), PROPORTION[0], _most(_AUTOENCODER_MOST, rows, batch_size))]
-    for name in levels:
-        most = _most(_PRIOR_MOST, copies * rows, values["priors"][name]["training"]["batch_size"])
-        trainings.append(_Training(work.costs.prior_steps[name], PROPORTION[1], most))
-    steps, *prior_steps = _shared_out(seconds - work.beside_training() - looks, trainings)
-    priors = {
-        name: {"training": _prior_training(number, values, name)}
-        for name, number in zip(levels, prior_steps, strict=True)
-    }
-    return _joined(values, {"autoencoder_training": _autoencoder_training(steps, values), "priors": priors})
+    most = _most(_AUTOENCODER_MOST, rows, values["autoencoder_training"]["batch_size"])
+    trainings = {AUTOENCODER: _Training("", work.autoencoder_step(), work.autoencoder_look(), PROPORTION[0], most)}
+    for level, prior in values["priors"].items():
+        most = _most(_PRIOR_MOST, copies * rows, prior["training"]["batch_size"])
+        step, look = work.costs.prior_steps[level], work.prior_look(level)
+        trainings[stage_of_prior(level)] = _Training(level, step, look, PROPORTION[1], most)
+    return trainings
 
 
 class _Training(NamedTuple):
+    level: str
     step: float
+    look: float
     proportion: int
     most: int
 

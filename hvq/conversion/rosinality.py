@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hvq.autoencoders import Autoencoder, build_autoencoder
 from hvq.config import AutoencoderConfig
-from hvq.conversion.tensors import Rule, adopt, count, fill, require_names, shape_of
+from hvq.conversion.tensors import CODEBOOK_TENSORS, Rule, adopt, count, fill, require_names, shape_of
 
 KIND = "rosinality"
 SIGNATURE = ("enc_b.blocks.0.weight", "quantize_t.embed")
@@ -51,9 +51,7 @@ def convert_rosinality(tensors: Mapping[str, Tensor]) -> tuple[Autoencoder, Auto
         for part, source in _PARTS.items()
         if name.startswith(part)
     ]
-    codebooks = [
-        f"{name}.{tensor}" for name in _CODEBOOKS.values() for tensor in ("embed", "cluster_size", "embed_avg")
-    ]
+    codebooks = [f"{name}.{tensor}" for name in _CODEBOOKS.values() for tensor in CODEBOOK_TENSORS]
     require_names(tensors, [*(name for rule in rules for name in rule.sources), *codebooks], KIND)
     fill(model, rules, tensors, KIND)
     for level, name in _CODEBOOKS.items():

@@ -18,6 +18,9 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
 # What DataParallel, and torch.compile, put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
 
+CODEBOOK_TENSORS = ("embed", "cluster_size", "embed_avg")
+"""What implementations keep of a codebook that learns by moving averages: vectors, counts, sums."""
+
 
 @dataclass(frozen=True)
 class ForeignCheckpoint:

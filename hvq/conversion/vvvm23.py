@@ -18,14 +18,13 @@ from torch import Tensor
 from hvq.autoencoders import Autoencoder, build_autoencoder
 from hvq.autoencoders.convolution import stage_factors
 from hvq.config import AutoencoderConfig
-from hvq.conversion.tensors import Rule, adopt, count, fill, require_names, shape_of
+from hvq.conversion.tensors import CODEBOOK_TENSORS, Rule, adopt, count, fill, require_names, shape_of
 from hvq.level_names import default_level_names
 
 KIND = "vvvm23"
 SIGNATURE = ("encoders.0.layers.0.0.weight", "codebooks.0.conv_in.weight")
 """Names by which a checkpoint of this kind is known."""
 
-_CODEBOOK = ("embed", "cluster_size", "embed_avg")
 _NORM = ("weight", "bias", "running_mean", "running_var")
 # Of torch's batch norms, which the original leaves as it is.
 _EPSILON = 1e-5
@@ -44,9 +43,7 @@ def convert_vvvm23(tensors: Mapping[str, Tensor]) -> tuple[Autoencoder, Autoenco
     model = build_autoencoder(config)
     names = list(config.levels)
     rules = [rule for i in range(len(names)) for rule in _level(config, i)]
-    codebooks = [
-        f"codebooks.{i}.{tensor}" for i in range(len(names)) for tensor in ("embed", "cluster_size", "embed_avg")
-    ]
+    codebooks = [f"codebooks.{i}.{tensor}" for i in range(len(names)) for tensor in CODEBOOK_TENSORS]
     counters = [name for name in tensors if name.endswith(".num_batches_tracked")]
     expected = dict.fromkeys([*(name for rule in rules for name in rule.sources), *codebooks, *counters])
     require_names(tensors, list(expected), KIND)

@@ -63,32 +63,53 @@ def test_a_second_signal_ends_a_worker() -> None:
     assert worker.exitcode == -signal.SIGTERM
 
 
-ORPHAN = """
-import os, signal, time
-from hvq.data import workers
+# Training with two workers, which says who they are, and is killed.
+TRAINING = """
+import multiprocessing, os, sys, time
+from itertools import islice
 
-workers._SECONDS_BETWEEN_LOOKS = 1
-reading, writing = os.pipe()
-worker = os.fork()
-if not worker:
-    workers.outlive_signals(0)
-    os.write(writing, b".")
+import torch
+
+from hvq.data import TensorImages, TrainingStream
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    images = TensorImages(torch.zeros(13, 1, 2, 2, dtype=torch.uint8))
+    stream = iter(TrainingStream(images, batch_size=5, workers=2))
+    list(islice(stream, 2))
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
     time.sleep(60)
-os.read(reading, 1)
-os.kill(worker, signal.SIGTERM)
-time.sleep(1.5)
-os.kill(worker, 0)
-print(worker, flush=True)
 """
 
 
 @pytest.mark.processes
-def test_a_worker_that_was_asked_to_end_does_when_training_has() -> None:
-    done = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, timeout=60, check=True)
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{done.stdout.strip()}").exists() and time.monotonic() < deadline:
+@pytest.mark.parametrize(("method", "asked_to_end"), [("fork", True), ("forkserver", False)])
+def test_workers_end_when_training_was_killed(method: str, asked_to_end: bool, tmp_path: Path) -> None:
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    command = [sys.executable, str(script), method]
+    places = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "cwd": Path(__file__).parents[2]}
+    with subprocess.Popen(command, text=True, **places) as training:
+        assert training.stdout is not None
+        workers = [int(word) for word in training.stdout.readline().split()]
+        assert len(workers) == 2
+        for worker in workers if asked_to_end else []:
+            os.kill(worker, signal.SIGTERM)
+        time.sleep(0.3)
+        assert [worker for worker in workers if _is_alive(worker)] == workers
+        training.kill()
+    deadline = time.monotonic() + 20
+    while any(map(_is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not Path(f"/proc/{done.stdout.strip()}").exists()
+    assert not any(map(_is_alive, workers))
+
+
+def _is_alive(process: int) -> bool:
+    """Whether it runs; one that has ended and nobody has asked for does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 def _children() -> set[int]:

@@ -32,7 +32,7 @@ from tests.runs import (
 )
 from tests.training.prior_kinds import PRIORS
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 120.0
 STEPS, SEEN = 61, 23
 TRAINING = {"steps": STEPS, "checkpoint_every": 5, "evaluate_every": 17, "log_every": 3, "micro_batches": 2}
 
