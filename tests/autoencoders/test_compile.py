@@ -12,6 +12,7 @@ from hvq.autoencoders import Autoencoder, AutoencoderLoss, AutoencoderResult
 from tests.autoencoders.small import pictures, small_model
 from tests.export.small import one_level
 from tests.quantizers.kinds import KINDS, RANDOM
+from tests.versions import needs_newer_torch
 
 # Each way of making codes and of passing gradients among them.
 CHOSEN = [
@@ -65,6 +66,7 @@ def test_forward_loss_and_gradients_are_one_graph(kind: str, training: bool) -> 
             assert gradient is None or torch.allclose(gradient, its, atol=1e-5)
 
 
+@needs_newer_torch
 @pytest.mark.parametrize("sees", ["context", "vectors"])
 def test_level_dropout_and_prefixes_are_in_the_graph(sees: str) -> None:
     model, images = small_model((2, 2, 1), level_dropout=0.5, sees=sees), pictures(3, 11, 13)

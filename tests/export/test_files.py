@@ -23,6 +23,9 @@ from hvq.storage.models import AutoencoderDescription
 from tests.autoencoders.small import small_config, small_model
 from tests.export.small import CHANNELS, Half, one_level, onnx_half, torch_half, two_levels
 from tests.runs import run_recipe, tiny_config
+from tests.versions import needs_newer_torch
+
+pytestmark = needs_newer_torch
 
 SIZE = (11, 13)
 in_onnx = pytest.mark.skipif(

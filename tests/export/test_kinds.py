@@ -18,6 +18,9 @@ from hvq.export.programs import export_program
 from hvq.quantizers import VectorQuantizer
 from tests.export.small import CHANNELS, Half, one_level, onnx_half, stack_of
 from tests.quantizers.kinds import CONTINUOUS, KINDS
+from tests.versions import needs_newer_torch
+
+pytestmark = needs_newer_torch
 
 # A half of the kinds, each way of making codes among them. As putting a program into ONNX takes seconds, they stand one
 # above the other, a level each.

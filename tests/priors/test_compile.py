@@ -9,6 +9,9 @@ import torch
 
 from tests.priors.backends import step_backend
 from tests.priors.small import KINDS, codes_of, condition_of, small_prior
+from tests.versions import needs_newer_torch
+
+pytestmark = needs_newer_torch
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 

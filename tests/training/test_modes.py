@@ -22,6 +22,7 @@ from hvq.training import fit_autoencoder, fit_prior
 from hvq.training.optimization import Losses, Optimization
 from tests.processes import run_in_processes
 from tests.runs import TrainedRun, changed, tensors_below
+from tests.versions import needs_newer_torch
 
 LEVEL = {"width": 8, "residual_blocks": 1, "residual_width": 4, "quantizer": {"revival_threshold": 0.0}}
 LEVELS = {
@@ -265,6 +266,7 @@ def _fit_twice(plain: dict[str, Any], folder: str, sharded: bool) -> int:
     return counting.number
 
 
+@needs_newer_torch
 @pytest.mark.processes
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_compile(trained_run: TrainedRun, tmp_path: Path, sharded: bool) -> None:

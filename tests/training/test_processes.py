@@ -84,10 +84,13 @@ def test_processes_know_each_other(tmp_path: Path) -> None:
     assert run_in_processes(_know_each_other, 2, str(tmp_path)) == [2, 2]
 
 
-def _do_not_know_each_other() -> str:
+def _do_not_know_each_other() -> str | None:
     del os.environ["ACCELERATE_USE_CPU"]
+    accelerator = Accelerator()
+    if accelerator.num_processes == 2:
+        return None
     with pytest.raises(ConfigurationError) as refused:
-        Optimization(nn.Linear(2, 1), OptimizationConfig(), Accelerator(), seed=0)
+        Optimization(nn.Linear(2, 1), OptimizationConfig(), accelerator, seed=0)
     return str(refused.value)
 
 
@@ -95,4 +98,6 @@ def _do_not_know_each_other() -> str:
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="accelerate finds the processes by their GPUs")
 def test_an_accelerator_that_does_not_know_them_is_refused() -> None:
     for said in run_in_processes(_do_not_know_each_other, 2):
+        if said is None:
+            pytest.skip("this version of accelerate finds the processes by itself")
         assert re.search(r"2 processes run, and accelerate knows of 1; .* ACCELERATE_USE_CPU", said)

@@ -29,6 +29,7 @@ from tests.processes import run_in_processes
 from tests.runs import TrainedRun, changed, differing, files_below, tensors_below
 from tests.training.interruption import killed_at
 from tests.training.prior_kinds import PRIORS
+from tests.versions import needs_newer_torch
 
 SHARDING = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 # A checkpoint and a look after most steps, and averaged weights, which are looked at in the place of the model's own.
@@ -125,6 +126,7 @@ def _drawn(prior: Prior) -> Tensor:
     return sample_level(prior, condition, (4, 4), level="bottom", samples=range(3))
 
 
+@needs_newer_torch
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", PRIORS)
 def test_two_processes_train_as_one_does(trained_run: TrainedRun, tmp_path: Path, kind: str) -> None:
@@ -160,6 +162,7 @@ def test_two_processes_train_as_one_does(trained_run: TrainedRun, tmp_path: Path
         assert float((before - meanwhile).abs().max()) > 1e-3
 
 
+@needs_newer_torch
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", ["transformer", "pixelsnail"])
 def test_resume_is_equality(trained_run: TrainedRun, tmp_path: Path, kind: str) -> None:
@@ -178,6 +181,7 @@ def _straight_and_stopped(plain: dict[str, Any], folder: str) -> None:
     _fit(plain, f"{folder}/stopped", resume=True)
 
 
+@needs_newer_torch
 @pytest.mark.processes
 def test_a_run_changes_between_shards_and_one_process(trained_run: TrainedRun, tmp_path: Path) -> None:
     plain = _plain(_config(trained_run, "pixelsnail", steps=5))
