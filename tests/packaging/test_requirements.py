@@ -50,7 +50,7 @@ def test_the_core_is_what_it_is_said_to_be() -> None:
 
 def test_extras_have_the_names_that_messages_and_pages_give() -> None:
     assert EXTRAS.keys() >= {"data", "hub", "export", "report", "bench", "docs", "dev"}
-    pages = [ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]
+    pages = [ROOT / name for name in ("CONTRIBUTING.md", "Makefile", "README.md", "benchmarks/README.md")]
     sources = [path for folder in ("recipes", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     for page in [*pages, *sources]:
         for names in re.findall(r"(?:hvq|\.)\[([a-z,]+)\]", page.read_text(encoding="utf-8")):
