@@ -29,7 +29,8 @@ from hvq.autoencoders import (
     initialize_codebooks,
     weights_channels_last,
 )
-from hvq.config import ArrayConfig, AutoencoderConfig
+from hvq.config import AutoencoderConfig
+from hvq.config_data import ArrayConfig
 from hvq.data import ImageSource, build_sources, ordered_batches
 from hvq.data.pixels import bytes_to_model
 from hvq.errors import HVQError

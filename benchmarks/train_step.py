@@ -46,7 +46,8 @@ from hvq.autoencoders import (
     initialize_codebooks,
     weights_channels_last,
 )
-from hvq.config import FolderConfig, OptimizationConfig, PhotosConfig
+from hvq.config import OptimizationConfig
+from hvq.config_data import FolderConfig, PhotosConfig
 from hvq.data import Sources, TrainingStream, build_sources, ordered_batches
 from hvq.data.pixels import bytes_to_model
 from hvq.training.memory import keep_freed_memory

@@ -23,7 +23,8 @@ _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 def models_of(annotation: Any) -> tuple[Model, ...]:
     """The models that a value so annotated is one of: several for a union of kinds, none for a plain value.
 
-    >>> from hvq.config import DataConfig, LevelConfig
+    >>> from hvq.config import LevelConfig
+    >>> from hvq.config_data import DataConfig
     >>> [model.__name__ for model in models_of(DataConfig)][:4]
     ['DigitsConfig', 'PhotosConfig', 'FolderConfig', 'ArrayConfig']
     >>> models_of(dict[str, LevelConfig])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from hvq import config as configuration
-from hvq import config_losses, config_priors, config_quantizers
+from hvq import config_data, config_losses, config_priors, config_quantizers
 from hvq.autoencoders import AutoencoderLoss, ConvolutionalDecoder, ConvolutionalEncoder
 from hvq.autoencoders.discriminator import PatchDiscriminator
 from hvq.autoencoders.reconstruction_losses import DiscretizedLogistic
@@ -77,7 +77,7 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
 
 MODELS = [
     value
-    for module in (configuration, config_losses, config_priors, config_quantizers)
+    for module in (configuration, config_data, config_losses, config_priors, config_quantizers)
     for value in vars(module).values()
     if inspect.isclass(value) and issubclass(value, configuration.FrozenModel)
 ]

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, TypeAdapter, ValidationError
 
-from hvq.config import DataConfig, DigitsConfig, FrozenModel, RunConfig
+from hvq.config import FrozenModel, RunConfig
+from hvq.config_data import DataConfig, DigitsConfig
 from hvq.config_fields import FieldDescription, default_kind, describe_fields, field_help, kind_of, models_of, type_text
 
 FIELDS = {(field.path, field.condition): field for field in describe_fields()}

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hvq.config import DecoderConfig, FolderConfig, RunConfig
+from hvq.config import DecoderConfig, RunConfig
+from hvq.config_data import FolderConfig
 from hvq.config_loading import load_run_config, validated
 from hvq.config_priors import TransformerPriorConfig
 from hvq.errors import ConfigurationError

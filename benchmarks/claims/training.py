@@ -22,7 +22,8 @@ from hvq.autoencoders import (
     build_autoencoder,
     initialize_codebooks,
 )
-from hvq.config import ArrayConfig, AutoencoderConfig
+from hvq.config import AutoencoderConfig
+from hvq.config_data import ArrayConfig
 from hvq.data import ImageSource, build_sources, digit_sources, ordered_batches
 from hvq.data.pixels import bytes_to_model, model_to_unit
 from hvq.quantizers import CodebookStep, Quantizer, QuantizerResult

@@ -11,7 +11,8 @@ from hvq.choosing.costs import Costs, Machine, Workload
 from hvq.choosing.effort import with_effort, with_effort_left
 from hvq.choosing.reasons import Reason, reasons
 from hvq.choosing.survey import FolderSurvey
-from hvq.config import FolderConfig, RunConfig
+from hvq.config import RunConfig
+from hvq.config_data import FolderConfig
 from hvq.config_loading import run_config
 from hvq.errors import ConfigurationError
 

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from hvq.choosing.survey import FolderSurvey
-from hvq.config import FolderConfig, OptimizationConfig, RunConfig
+from hvq.config import OptimizationConfig, RunConfig
+from hvq.config_data import FolderConfig
 
 AUTOENCODER, CODES, SAMPLES, EVALUATION, REPORT = "autoencoder", "codes", "samples", "evaluation", "report"
 """Stages as `Workload.spending` names them, beside those of priors."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hvq.choosing.candidates import MOST_CODES, Candidate, crops, flips, tells_classes
 from hvq.choosing.costs import Workload
-from hvq.config import FolderConfig
+from hvq.config_data import FolderConfig
 
 
 @dataclass(frozen=True)

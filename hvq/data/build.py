@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hvq.config import (
+from hvq.config_data import (
     ArrayConfig,
     AugmentationConfig,
     DataConfig,
@@ -63,7 +63,7 @@ def build_sources(config: DataConfig, seed: int = 0) -> Sources:
     Raises:
         DataError: where the images are missing, damaged, or not as the kind of data wants them.
 
-    >>> from hvq.config import DigitsConfig
+    >>> from hvq.config_data import DigitsConfig
     >>> len(build_sources(DigitsConfig(size=(8, 8))).validation)
     360
     """

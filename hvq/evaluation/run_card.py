@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hvq.config import DataConfig, HubConfig, RunConfig
+from hvq.config import RunConfig
+from hvq.config_data import DataConfig, HubConfig
 from hvq.data.views import noun
 from hvq.evaluation.number_table import number_rows
 from hvq.evaluation.report import RECONSTRUCTIONS, SAMPLES

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hvq.config import ArrayConfig, RunConfig, TonesConfig, WavesConfig
+from hvq.config import RunConfig
+from hvq.config_data import ArrayConfig, TonesConfig, WavesConfig
 from hvq.data import Sources, build_sources
 from hvq.data.views import as_pictures
 from hvq.data.waves import write_wave

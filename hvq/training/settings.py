@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hvq.config import AutoencoderConfig, AutoencoderTrainingConfig, DataConfig, PriorStageConfig
+from hvq.config import AutoencoderConfig, AutoencoderTrainingConfig, PriorStageConfig
+from hvq.config_data import DataConfig
 
 # Fields that may differ from the run that is resumed: they change what is logged, or when training ends, but not what
 # is computed on the way.

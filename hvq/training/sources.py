@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from hvq.config import DataConfig
+from hvq.config_data import DataConfig
 from hvq.data import Sources, build_sources
 from hvq.distributed import current_reduction
 from hvq.errors import ProcessError

@@ -16,7 +16,8 @@ from hvq.choosing.chosen_run import lines
 from hvq.choosing.costs import Costs, Machine
 from hvq.choosing.effort import LEAST_STEPS
 from hvq.choosing.survey import LEAST_IMAGES, FolderSurvey
-from hvq.config import FolderConfig, RunConfig
+from hvq.config import RunConfig
+from hvq.config_data import FolderConfig
 from hvq.errors import ConfigurationError
 from tests.choosing.small import chosen, costs, survey
 

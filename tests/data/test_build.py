@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hvq.config import (
+from hvq.config import FrozenModel
+from hvq.config_data import (
     ArrayConfig,
     AugmentationConfig,
     BaseDataConfig,
     DataConfig,
     DigitsConfig,
     FolderConfig,
-    FrozenModel,
     HubColumnsConfig,
     HubConfig,
     PhotosConfig,

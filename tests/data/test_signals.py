@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from hvq.config import ArrayConfig, TonesConfig, VolumesConfig, WavesConfig
+from hvq.config_data import ArrayConfig, TonesConfig, VolumesConfig, WavesConfig
 from hvq.data import Sources, TensorImages, array_sources, build_sources, tone_sources, volume_sources, wave_sources
 from hvq.data.pixels import kept_to_bytes, kept_to_model, kept_to_unit, unit_to_kept
 from hvq.data.signals import cropped

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hvq.config import RunConfig, VectorsConfig
+from hvq.config import RunConfig
+from hvq.config_data import VectorsConfig
 from hvq.data import Sources, TensorImages, build_vectors, read_vectors, write_vectors
 from hvq.errors import DataError
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as torch_distributed
 
-from hvq.config import PhotosConfig, RunConfig
+from hvq.config import RunConfig
+from hvq.config_data import PhotosConfig
 from hvq.errors import ConfigurationError, DataError
 from recipes import command_line
 from recipes.command_line import read_command, recipe_parser, run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hvq.config import FolderConfig
+from hvq.config_data import FolderConfig
 from hvq.pipeline import HierarchicalVQ
 from hvq.storage import RunFolder
 from tests.processes import free_port

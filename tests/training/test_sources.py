@@ -7,7 +7,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from hvq.config import FolderConfig
+from hvq.config_data import FolderConfig
 from hvq.data import build_sources, listing
 from hvq.training.sources import build_sources_in_turn
 from tests.data.kinds import save_folder
