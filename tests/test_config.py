@@ -61,17 +61,17 @@ DESCRIBED: list[tuple[type[BaseModel], Callable[..., Any], int]] = [
     (config_losses.AdversarialConfig, PatchDiscriminator, 3),
     (configuration.CodeSamplingConfig, SamplingOptions, 4),
     (configuration.EvaluationConfig, ManifoldPrecisionRecall, 1),
-    (configuration.AugmentationConfig, Augmentation, 4),
-    (configuration.DigitsConfig, digit_sources, 2),
-    (configuration.PhotosConfig, photo_sources, 3),
-    (configuration.FolderConfig, folder_sources, 4),
-    (configuration.ArrayConfig, array_sources, 2),
-    (configuration.ShardsConfig, shard_sources, 6),
-    (configuration.HubConfig, hub_sources, 7),
-    (configuration.StreamingConfig, Streaming, 3),
-    (configuration.WavesConfig, wave_sources, 5),
-    (configuration.TonesConfig, tone_sources, 4),
-    (configuration.VolumesConfig, volume_sources, 3),
+    (config_data.AugmentationConfig, Augmentation, 4),
+    (config_data.DigitsConfig, digit_sources, 2),
+    (config_data.PhotosConfig, photo_sources, 3),
+    (config_data.FolderConfig, folder_sources, 4),
+    (config_data.ArrayConfig, array_sources, 2),
+    (config_data.ShardsConfig, shard_sources, 6),
+    (config_data.HubConfig, hub_sources, 7),
+    (config_data.StreamingConfig, Streaming, 3),
+    (config_data.WavesConfig, wave_sources, 5),
+    (config_data.TonesConfig, tone_sources, 4),
+    (config_data.VolumesConfig, volume_sources, 3),
 ]
 
 
@@ -290,4 +290,4 @@ def test_losses_whose_networks_see_images_are_refused(term: dict[str, Any]) -> N
 )
 def test_arrays_have_what_suits_their_axes(fields: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValidationError, match=fault):
-        configuration.ArrayConfig(train="a.npz", validation="b.npz", **fields)
+        config_data.ArrayConfig(train="a.npz", validation="b.npz", **fields)
