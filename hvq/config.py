@@ -377,6 +377,11 @@ class RunConfig(FrozenModel):
                     f"autoencoder_training.reconstruction.{name} is of kind {term.kind}, whose network sees images of "
                     f"two axes, and autoencoder.spatial_dims is {axes}; take other terms, such as mse or l1"
                 )
+            if term.kind == "discretized_logistic":
+                raise ValueError(
+                    f"autoencoder_training.reconstruction.{name} is of kind discretized_logistic, for the 256 values "
+                    f"of pixels, and with autoencoder.spatial_dims {axes} values are finer; take mse or l1"
+                )
 
     @model_validator(mode="after")
     def _losses_suit_the_model(self) -> RunConfig:

@@ -152,7 +152,7 @@ class TonesConfig(SourceConfig):
     kind: Literal["tones"] = "tones"
     size: tuple[PositiveInt] = Field((2_048,), description="length of the tones, in values per channel")
     channels: Literal[1] = Field(1, description="mono")
-    sample_rate: PositiveInt = Field(8_000, description="in Hz")
+    sample_rate: Annotated[int, Field(ge=1_100)] = Field(8_000, description="in Hz; twice the highest note at least")
     tones: Annotated[int, Field(ge=10)] = Field(2_000, description="how many there are, both splits together")
 
 

@@ -18,7 +18,7 @@ def require_package(module: str, *, what: str, extra: str, error: type[HVQError]
         error: that is raised.
 
     Raises:
-        HVQError: of the kind `error`, where the package is not installed.
+        HVQError: of the kind `error`, where the package is not installed, or cannot be imported.
 
     Example:
         >>> require_package("json", what="text is read with json", extra="data").loads("[3, 5]")
@@ -29,5 +29,9 @@ def require_package(module: str, *, what: str, extra: str, error: type[HVQError]
     """
     try:
         return import_module(module)
-    except ModuleNotFoundError:
-        raise error(f'{what}, which is not installed: pip install "hvq[{extra}]"') from None
+    except ImportError as fault:
+        if isinstance(fault, ModuleNotFoundError) and f"{module}.".startswith(f"{fault.name}."):
+            raise error(f'{what}, which is not installed: pip install "hvq[{extra}]"') from None
+        raise error(
+            f'{what}, which cannot be imported ({fault}); install it again: pip install "hvq[{extra}]"'
+        ) from None

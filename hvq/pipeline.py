@@ -118,8 +118,11 @@ class HierarchicalVQ:
 
         rows = self.chunk_size if tile is None else 1
         parts = list(map_chunks(encode, {"images": images.cpu().float()}, rows))
-        none = {name: torch.zeros(0, *grid, dtype=torch.int64) for name, grid in model.grids(images.shape[2:]).items()}
-        return {name: torch.cat([none[name], *(part[name] for part in parts)]) for name in self.level_names}
+        if not parts:
+            grids = model.grids(images.shape[2:])
+            shapes = {name: (0, *grids[name], *model.quantizers[name].code_shape) for name in self.level_names}
+            return {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
+        return {name: torch.cat([part[name] for part in parts]) for name in self.level_names}
 
     def decode(
         self,

@@ -26,6 +26,15 @@ def require_names_of_their_own(paths: list[Path]) -> None:
         raise ConfigurationError(f"pictures must have names of their own; several are {', '.join(twice)}")
 
 
+def require_nothing_lost(paths: list[Path], folder: Path) -> None:
+    """Refuse to write over pictures: those that are given, and others that no earlier call has left."""
+    given = {path.resolve() for path in paths}
+    for path in paths:
+        picture, codes = folder / f"{path.stem}.png", folder / f"{path.stem}.safetensors"
+        if picture.resolve() in given or (picture.exists() and not codes.exists()):
+            raise ConfigurationError(f"{picture} is there already, and would be written over; take another --to")
+
+
 def read(path: Path, channels: int) -> torch.Tensor:
     """A picture as it is, `[1, C, H, W]` in [0, 1]."""
     try:
@@ -48,6 +57,7 @@ def main() -> None:
     )
     options = read_command(parser).options
     require_names_of_their_own(options.images)
+    require_nothing_lost(options.images, options.to)
     hierarchy = load_hierarchy(RunFolder(options.run_dir))
     if len(hierarchy.image_size) != 2:
         raise ConfigurationError(

@@ -360,6 +360,7 @@ def test_parts_of_a_run_are_validated_alike() -> None:
 def test_all_presets_are_here() -> None:
     assert {path.stem for path in PRESETS} == {
         "digits",
+        "digits-1level",
         "digits-3level",
         "digits-vae",
         "photos",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch import Tensor
 
 import hvq
 from hvq import HierarchicalVQ
+from hvq.autoencoders import convolutional_autoencoder
 from hvq.errors import CheckpointError, ConfigurationError, DataError, HVQError
 from hvq.priors import SamplingOptions
+from hvq.storage import Hierarchy
 from tests.runs import CLASSES, HELD_OUT_IMAGES, TrainedRun
 
 COUNTS = (1, 2, 7, 11)
@@ -254,6 +257,20 @@ def test_without_priors_it_encodes_and_says_what_sampling_takes(
         half.sample([0])
     finest = {"bottom": half.encode(images[:2])["bottom"]}
     assert torch.equal(half.sample([0, 1], given=finest), system.sample([0, 1], given=finest))
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "shape"), [({"kind": "residual", "num_quantizers": 2}, (2,)), ({"kind": "gaussian"}, (5,))]
+)
+def test_levels_with_several_codes_a_position_and_with_none(quantizer: dict[str, Any], shape: tuple[int, ...]) -> None:
+    level = {"ratio": 4, "width": 7, "codebook_size": 11, "code_dimension": 5, "quantizer": quantizer}
+    autoencoder = convolutional_autoencoder(channels=1, levels={"top": level}, decoder={"width": 7}).eval()
+    model = HierarchicalVQ(Hierarchy.of(autoencoder, {}, image_size=(12, 20)), chunk_size=3)
+    images = torch.rand(5, 1, 12, 20)
+    codes = model.encode(images)
+    assert codes["top"].shape == (5, 3, 5, *shape)
+    assert model.encode(images[:0])["top"].shape == (0, 3, 5, *shape)
+    assert torch.equal(model.decode(codes), model.reconstruct(images))
 
 
 def test_a_folder_that_is_not_a_run(tmp_path: Path) -> None:

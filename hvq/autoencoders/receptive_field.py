@@ -43,6 +43,12 @@ _POINTWISE = (
     nn.BatchNorm3d,
 )
 
+_UNKNOWN = (
+    "how far a {} sees is not known, and it may see all of an image, as attention and group norms do; give an overlap "
+    "in pixels: where the network sees farther than that, codes and pixels near the borders of tiles are not those of "
+    "the whole image"
+)
+
 
 def union(*intervals: Interval) -> Interval:
     """The smallest interval that holds all.
@@ -73,15 +79,14 @@ def needed_by(module: nn.Module, interval: Interval, axis: int = 0) -> Interval:
         return interval
     if isinstance(module, ResidualBlock | ReZeroBlock):
         return union(interval, needed_by(module.layers, interval, axis))
+    # A class made of these, with a forward of its own, may do anything besides.
+    if isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward:
+        raise ConfigurationError(_UNKNOWN.format(type(module).__name__))
     if isinstance(module, nn.Sequential | StagedEnlargement):
         return reduce(lambda needed, part: needed_by(part, needed, axis), reversed(list(module)), interval)
     if isinstance(module, _ConvNd) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         return _needed_by_convolution(module, interval, axis)
-    raise ConfigurationError(
-        f"how far a {type(module).__name__} sees is not known, and it may see all of an image, as attention and group "
-        "norms do; give an overlap in pixels: where the network sees farther than that, codes and pixels near the "
-        "borders of tiles are not those of the whole image"
-    )
+    raise ConfigurationError(_UNKNOWN.format(type(module).__name__))
 
 
 def _needed_by_convolution(module: _ConvNd, interval: Interval, axis: int) -> Interval:

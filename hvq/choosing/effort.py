@@ -62,7 +62,7 @@ def with_effort_left(values: Values, seconds: float, reckon: Reckon, done: Colle
     measuring = left.get(SAMPLES, 0.0) + left[EVALUATION]
     share = measuring / max(measuring, sum(left.values()) - left[REPORT])
     allowed = share * max(0.0, seconds - left[REPORT])
-    values = _joined(values, _with_thoroughness(values, allowed, reckon))
+    values = _joined(values, _with_thoroughness(values, allowed, reckon, done))
     return _with_steps(values, seconds, reckon, done)
 
 
@@ -115,7 +115,7 @@ def _with_measurements(values: Values, seconds: float, reckon: Reckon) -> Values
     return chosen
 
 
-def _with_thoroughness(values: Values, allowed: float, reckon: Reckon) -> Values:
+def _with_thoroughness(values: Values, allowed: float, reckon: Reckon, done: Collection[str] = ()) -> Values:
     """What is measured of how many samples, within the seconds for both; the least where nothing is."""
     number = max(1, reckon(values).classes)
     for generated, steps, seeds in _THOROUGHNESS:
@@ -124,14 +124,15 @@ def _with_thoroughness(values: Values, allowed: float, reckon: Reckon) -> Values
             "classifier_steps": steps,
             "classifier_seeds": seeds,
         }
-        if _measuring(reckon(_joined(values, {"evaluation": evaluation}))) <= allowed:
+        if _measuring(reckon(_joined(values, {"evaluation": evaluation})), done) <= allowed:
             break
     return {"evaluation": evaluation}
 
 
-def _measuring(work: Workload) -> float:
+def _measuring(work: Workload, done: Collection[str] = ()) -> float:
+    """Seconds of samples and measurements to come."""
     spending = work.spending()
-    return spending[EVALUATION] + spending[SAMPLES]
+    return sum(spending[stage] for stage in (SAMPLES, EVALUATION) if stage not in done)
 
 
 def _shown(kinds: int) -> int:

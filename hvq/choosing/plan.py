@@ -75,10 +75,13 @@ class PlanInMinutes(Plan):
 
     def _learn(self, stage: str, taken: float) -> None:
         """Trainings tell how fast the machine is; of other stages too much is not computing."""
-        levels = self.config.autoencoder.levels
+        priors = {stage_of_prior(level): level for level in self.config.autoencoder.levels}
         planned = self._workload(self._values).spending()[stage] - STAGE_SECONDS
-        if stage in {AUTOENCODER, *map(stage_of_prior, levels)} and planned > _TELLING_SECONDS:
-            factor = (taken - STAGE_SECONDS) / planned
+        if stage not in {AUTOENCODER, *priors} or planned <= _TELLING_SECONDS:
+            return
+        factor = (taken - STAGE_SECONDS) / planned
+        # One that may have ended early does not tell that steps are cheap.
+        if factor > 1 or stage == AUTOENCODER or not self.config.prior(priors[stage]).training.patience:
             self._costs = self._costs.scaled(min(_MOST_FACTOR, max(1 / _MOST_FACTOR, factor)))
 
     def _needed(self, values: Mapping[str, Any]) -> float:

@@ -7,8 +7,8 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -119,11 +119,15 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def open_picture(file: BinaryIO) -> Image.Image:
+def open_picture(file: BinaryIO, *, most_pixels: float = _MOST_PIXELS) -> Image.Image:
     """What Pillow makes of a file, once its kind and its size are known to be harmless; no pixel is decoded.
 
+    Args:
+        file: at its beginning.
+        most_pixels: that it may claim.
+
     Raises:
-        OSError, ValueError: or others of `READ_ERRORS`, where it is none, or claims more than 89 million pixels.
+        OSError, ValueError: or others of `READ_ERRORS`, where it is none, or claims more pixels.
     """
     picture = Image.open(file, formats=_FORMATS)
     if picture.format == "TIFF" and picture.mode == "I":
@@ -131,8 +135,8 @@ def open_picture(file: BinaryIO) -> Image.Image:
         raise ValueError(
             "its pixels are numbers of 32 bits, or with a sign, of unknown range; save it with 8 or 16 bits"
         )
-    if picture.width * picture.height > _MOST_PIXELS:
-        raise ValueError(f"it claims {picture.width}x{picture.height} pixels, and {_MOST_PIXELS:,} are the most")
+    if picture.width * picture.height > most_pixels:
+        raise ValueError(f"it claims {picture.width}x{picture.height} pixels, and {most_pixels:,} are the most")
     return picture
 
 
@@ -197,7 +201,7 @@ def decode(
 
 
 def decode_whole(file: BinaryIO, *, channels: int) -> Tensor:
-    """The same, uint8 `[C, H, W]` in the size that the picture has.
+    """The same, uint8 `[C, H, W]` in the size that the picture has, however large: for files that a person names.
 
     Args:
         file: an open file.
@@ -206,8 +210,18 @@ def decode_whole(file: BinaryIO, *, channels: int) -> Tensor:
     Raises:
         OSError, ValueError: or others of `READ_ERRORS`, as Pillow does, for what cannot be read.
     """
-    with open_picture(file) as picture:
+    with _of_any_size(), open_picture(file, most_pixels=math.inf) as picture:
         return to_tensor(convert(_upright(picture), channels))
+
+
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Within it Pillow does not look at the number of pixels."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _upright(picture: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import wave
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -162,11 +163,19 @@ def _list_waves(root: Path, sample_rate: int) -> Listing:
         try:
             with open_regular(root / name) as file, wave.open(file) as sound:
                 _require_known(root / name, sound, sample_rate)
+                _require_whole(file, sound)
                 stamps.append(stamp_of(os.fstat(file.fileno())))
                 readable.append(name)
         except _UNREADABLE:
             skipped.append(name)
     return Listing(root, tuple(readable), np.array(stamps, np.int64).reshape(-1, 2), tuple(skipped))
+
+
+def _require_whole(file: BinaryIO, sound: wave.Wave_read) -> None:
+    """A header may claim more than there is, of a file cut short or written to a pipe."""
+    claimed = sound.getnframes() * sound.getnchannels() * sound.getsampwidth()
+    if claimed > os.fstat(file.fileno()).st_size - file.tell():
+        raise EOFError("the sound ends before its header says so")
 
 
 def _require_known(path: Path, sound: wave.Wave_read, sample_rate: int) -> None:

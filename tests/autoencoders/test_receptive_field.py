@@ -139,6 +139,18 @@ def test_what_may_see_everything_is_refused(module: nn.Module) -> None:
         needed_by(nn.Sequential(nn.ReLU(), module), (0, 0))
 
 
+class _WithMore(nn.Sequential):
+    """Sees all of an image, by a forward of its own."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features) + features.mean(dim=(2, 3), keepdim=True)
+
+
+def test_a_sequence_with_a_forward_of_its_own_is_not_known() -> None:
+    with pytest.raises(ConfigurationError, match="how far a _WithMore sees is not known"):
+        needed_by(_WithMore(nn.Conv2d(2, 2, 3, padding=1)), (0, 0))
+
+
 def test_a_network_of_ones_own_in_a_level() -> None:
     level = Level(
         name="only",

@@ -88,6 +88,19 @@ def test_what_is_set_by_hand_stays() -> None:
     assert run.plan.config.prior("bottom").training.steps < run.choice.config.prior("bottom").training.steps
 
 
+def test_a_prior_that_ended_early_does_not_tell_that_the_machine_is_fast() -> None:
+    run = Run(1.0, "priors.top.training.patience=3")
+    for stage in ("autoencoder", "codes"):
+        run.left -= run.spending(run.plan.config)[stage]
+        run.plan.finished(stage)
+    run.left -= 0.2 * run.spending(run.plan.config)["prior of top"]
+    run.plan.finished("prior of top")
+    run.left -= run.spending(run.plan.config)["prior of bottom"]
+    run.plan.finished("prior of bottom")
+    rest = run.spending(run.plan.config)
+    assert rest["samples"] + rest["evaluation"] + rest["report"] < 1.1 * run.left
+
+
 def test_a_run_without_minutes_is_as_configured() -> None:
     config = Run(1.0).choice.config
     plan = Plan(config)

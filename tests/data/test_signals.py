@@ -192,6 +192,19 @@ def test_subfolders_are_classes_and_damaged_files_are_left_out(tmp_path: Path) -
     sources = wave_sources(tmp_path, size=(5,), sample_rate=1000, validation_share=0.3)
     assert sources.train.classes == ("cat", "dog")
     assert sources.train.skipped == ("cat/damaged.wav",)
+
+
+def test_sounds_that_end_before_their_headers_say_are_left_out(tmp_path: Path) -> None:
+    for name in ("one", "short", "two"):
+        write_pcm(tmp_path / f"{name}.wav", ramp(101))
+    content = (tmp_path / "short.wav").read_bytes()
+    (tmp_path / "short.wav").write_bytes(content[:-1])
+    # As programs do that write to a pipe, and do not know how long the sound will be.
+    place = content.index(b"data") + 4
+    (tmp_path / "piped.wav").write_bytes(content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :])
+    sources = wave_sources(tmp_path, size=ONE, channels=1, sample_rate=1000, validation_share=0.0, seed=0)
+    assert (len(sources.train), len(sources.validation)) == (1, 1)
+    assert {*sources.train.skipped, *sources.validation.skipped} == {"piped.wav", "short.wav"}
     assert len(sources.train) + len(sources.validation) == 4
     for source in (sources.train, sources.validation):
         assert all(source.classes[source.label(i)] == source.name(i).partition("/")[0] for i in range(len(source)))

@@ -50,11 +50,20 @@ def test_the_core_is_what_it_is_said_to_be() -> None:
 
 def test_extras_have_the_names_that_messages_and_pages_give() -> None:
     assert EXTRAS.keys() >= {"data", "hub", "export", "report", "bench", "docs", "dev"}
-    pages = [ROOT / name for name in ("CONTRIBUTING.md", "Makefile", "README.md", "benchmarks/README.md")]
+    pages = [
+        ROOT / name
+        for name in ("CONTRIBUTING.md", "Makefile", "README.md", "benchmarks/README.md", "recipes/README.md")
+    ]
     sources = [path for folder in ("recipes", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     for page in [*pages, *sources]:
         for names in re.findall(r"(?:hvq|\.)\[([a-z,]+)\]", page.read_text(encoding="utf-8")):
             assert set(names.split(",")) <= EXTRAS.keys(), page
+    named = {
+        name
+        for path in (ROOT / "hvq").rglob("*.py")
+        for name in re.findall(r'require_package\([^)]*extra="(\w+)"', path.read_text(encoding="utf-8"))
+    }
+    assert {"data", "hub", "report"} <= named <= EXTRAS.keys()
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt"])

@@ -74,3 +74,20 @@ def test_what_cannot_be_done_is_one_sentence(trained_run: TrainedRun, pictures: 
         assert fault in outcome.err
         assert outcome.err.count("\n") == 1
     assert not (tmp_path / "rebuilt").exists()
+
+
+def test_no_picture_is_written_over(trained_run: TrainedRun, pictures: list[Path]) -> None:
+    words = ["--run-dir", trained_run.run.path, "--images", pictures[0], "--to"]
+    left = pictures[0].read_bytes()
+    outcome = run_recipe("reconstruct", *words, pictures[0].parent)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "one.png is there already, and would be written over; take another --to" in outcome.err
+    assert pictures[0].read_bytes() == left
+    other = pictures[0].parent / "other"
+    other.mkdir()
+    (other / "one.png").write_bytes(b"another picture")
+    assert run_recipe("reconstruct", *words, other).code == 1
+    assert (other / "one.png").read_bytes() == b"another picture"
+    # What an earlier call has left may be.
+    again = pictures[0].parent / "again"
+    assert [run_recipe("reconstruct", *words, again).code for _ in range(2)] == [0, 0]
