@@ -213,11 +213,16 @@ class AutoencoderTrainingConfig(OptimizationConfig):
 class PriorTrainingConfig(OptimizationConfig):
     """Training of one prior."""
 
-    label_dropout: ShareBelowOne = Field(0.1, description="share of training samples whose class is hidden")
+    label_dropout: ShareBelowOne = Field(
+        0.1,
+        description="share of training samples whose class is hidden; of those that have a vector too, see "
+        "vector_dropout",
+    )
     vector_dropout: ShareBelowOne = Field(
         0.1,
-        description="the same of the vector, where images have vectors; class and vector are hidden together as far as "
-        "the shares agree, and one of them alone for the difference",
+        description="the same of the vector, where images have vectors; class and vector are hidden together for the "
+        "smaller share, and one of them alone for the difference; of other samples that have both, half of the smaller "
+        "share have the class alone hidden, and as many the vector, so that each can be asked for without the other",
     )
     average_decay: ShareBelowOne = Field(
         0.99,

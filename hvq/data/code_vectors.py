@@ -26,7 +26,7 @@ def read_code_vectors(folder: Path, description: CodesDescription) -> Tensor:
     """The vectors, mapped, so that a batch reads its own rows.
 
     Raises:
-        CheckpointError: where they are missing, damaged, or others than the description says.
+        CheckpointError: where they are missing, cut short, or others than the description says.
     """
     path = folder / VECTORS_FILE
     tensors, metadata = read_tensors(path, "vectors beside codes")
@@ -38,6 +38,19 @@ def read_code_vectors(folder: Path, description: CodesDescription) -> Tensor:
             "codes again, with --resume to keep those that are whole"
         )
     return found
+
+
+def require_whole_vectors(folder: Path, description: CodesDescription) -> None:
+    """Refuse vectors that are not those of the description to the last bit; all of them are read.
+
+    Raises:
+        CheckpointError: where they are missing, damaged, or others than the description says.
+    """
+    if description.vector_size and hash_vectors(read_code_vectors(folder, description)) != description.vectors_hash:
+        raise CheckpointError(
+            f"{folder / VECTORS_FILE} is damaged: its vectors must have the hash {description.vectors_hash}, and have "
+            "another; extract the codes again, with --resume to keep those that are whole"
+        )
 
 
 def vector_statistics(vectors: Tensor) -> tuple[Tensor, Tensor]:

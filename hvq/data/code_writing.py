@@ -24,7 +24,7 @@ from hvq.data.code_files import (
     write_index,
     write_shard,
 )
-from hvq.data.code_vectors import VECTORS_FILE, read_code_vectors, write_code_vectors
+from hvq.data.code_vectors import VECTORS_FILE, require_whole_vectors, write_code_vectors
 from hvq.errors import CheckpointError, DataError
 from hvq.files import flush, writing
 from hvq.level_names import in_level_order
@@ -123,11 +123,10 @@ class CodeExtraction:
         return all(torch.equal(found[level], counts[level]) for level in found)
 
     def _has_vectors(self) -> bool:
-        """Whether the vectors of this very description, or none as it says, are those that are there."""
+        """Whether the vectors of this very description, to the last bit, or none as it says, are there."""
         try:
             there = read_index(self.target)
-            if there.vector_size:
-                read_code_vectors(self.target, there)
+            require_whole_vectors(self.target, there)
         except CheckpointError:
             return False
         return there == self.description

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +123,17 @@ class CodeFolder:
                 f"its labels must be below {len(self.classes)} and go from {labels.min()} to {labels.max()}",
             )
         return labels.to(torch.int64)
+
+    def labels(self) -> Tensor:
+        """int64 `[num_images]`, the label of every image, read without any codes.
+
+        Raises:
+            CheckpointError: where a label is out of range.
+        """
+        # Rows of the first epoch come first.
+        with_images = range(math.ceil(self.num_images / self.description.images_per_shard))
+        parts = [self._checked_labels(shard, self._shards[shard]["labels"]) for shard in with_images]
+        return torch.cat(parts)[: self.num_images]
 
     def counts(self, level: str) -> Tensor:
         """How often each code of a level occurs, int64 `[G, K]`, as counted when the codes were written.

@@ -6,6 +6,7 @@ Letters: N vectors, V numbers of each.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class NamedVectors:
             split: what they are called, for errors.
 
         Raises:
-            DataError: where the file has no names, or no vector of some image.
+            DataError: where the file has no names, or no vector of some image, or images of the split share a name.
         """
         if not self.names:
             raise DataError(
@@ -53,9 +54,16 @@ class NamedVectors:
                 "it with hvq.data.write_vectors"
             )
         rows = {name: row for row, name in enumerate(self.names)}
-        found = [rows.get(source.name(index), -1) for index in range(len(source))]
+        wanted = [source.name(index) for index in range(len(source))]
+        twice = _repeated(wanted)
+        if twice is not None:
+            raise DataError(
+                f"vectors are found by the names of images, and several of the {len(source)} {split} images are named "
+                f"{twice!r}; give each a name of its own"
+            )
+        found = [rows.get(name, -1) for name in wanted]
         if -1 in found:
-            missing = [source.name(index) for index, row in enumerate(found) if row < 0]
+            missing = [name for name, row in zip(wanted, found, strict=True) if row < 0]
             raise DataError(
                 f"{self.path} must hold a vector for each of the {len(source)} {split} images; of its {len(self)} none "
                 f"is named {missing[0]!r}" + f", and {len(missing) - 1} more are missing" * (len(missing) > 1)
@@ -143,7 +151,11 @@ def _check(path: Path, vectors: Tensor, names: Sequence[str]) -> None:
         raise DataError(f"`{VECTORS}` of {path} must be finite; row {row} is not: leave such images out, or mend it")
     if names and len(names) != len(vectors):
         raise DataError(f"{path} must have a name for each of its {len(vectors)} vectors; it has {len(names)} names")
-    if len(set(names)) < len(names):
-        seen: set[str] = set()
-        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    twice = _repeated(names)
+    if twice is not None:
         raise DataError(f"{path} must name each image once; {twice!r} occurs twice")
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    """The first of the names that occur more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)

@@ -22,7 +22,7 @@ def training_vectors(codes: CodeFolder, labels: Tensor, seed: int) -> Tensor:
         seed: of the choice.
     """
     assert codes.vectors is not None
-    known = codes.fetch(np.arange(codes.num_images)).labels
+    known = codes.labels()
     draws = torch.from_numpy(uniform(seed, "vectors of samples", np.arange(len(labels))))
     chosen = torch.zeros(len(labels), dtype=torch.int64)
     for label in labels.unique().tolist():

@@ -244,10 +244,9 @@ def _begun(
                 "the surest samples are kept of those of a class, and each vector has one sample: keep all, or draw "
                 "without vectors"
             )
-    if labels is None and vectors is not None:
-        labels = [-1] * len(vectors)
     if labels is None and from_codes is None:
-        labels = class_labels(len(hierarchy.classes), config.sampling.samples_per_class)
+        number = config.sampling.samples_per_class
+        labels = class_labels(len(hierarchy.classes), number) if vectors is None else [-1] * len(vectors)
     if labels is not None and keep is not None:
         labels = candidate_labels(labels, keep)
     if from_codes is not None:
@@ -314,11 +313,18 @@ def _require_asked_for(
             f"the {len(samples)} samples in {path} are not of the {len(labels)} classes, in their order, that are "
             "asked for: leave the classes out to go on with theirs, or draw new ones"
         )
-    if vectors is not None and (samples.vectors is None or not torch.equal(samples.vectors, vectors)):
+    if vectors is not None and not _same_vectors(samples.vectors, vectors):
         raise CheckpointError(
             f"the samples in {path} are not of the vectors that are asked for: leave these out to go on with theirs, "
             "or draw new ones"
         )
+
+
+def _same_vectors(one: Tensor | None, other: Tensor) -> bool:
+    """Whether vectors are equal, and hidden, which is NaN, in the same rows."""
+    if one is None or one.shape != other.shape:
+        return False
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _finished(

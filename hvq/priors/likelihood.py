@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -53,13 +55,39 @@ def prior_inputs(
 
 
 def hidden_labels(batch: CodeBatch, *, seed: int, share: float) -> Tensor:
-    """bool `[B]`, label drop-out: a function of (seed, epoch, row).
+    """bool `[B]`, label drop-out: a function of (seed, epoch, row)."""
+    return torch.from_numpy(_draws(batch, "label dropout", seed) < share)
 
-    One draw decides of label and vector: hidden for the same share, they are hidden together, which is what guidance
-    asks for; of two shares, the samples of the smaller are among those of the larger.
+
+def hidden_labels_and_vectors(
+    batch: CodeBatch, *, seed: int, label_share: float, vector_share: float
+) -> tuple[Tensor, Tensor]:
+    """bool `[B]` twice, drop-out of labels and of vectors: a function of (seed, epoch, row), and of what is there.
+
+    A prior must have met whatever it may be told: both, none (which guidance compares with), the class alone, the
+    vector alone. One draw hides both for the smaller share, and one of them alone for the difference. Of the other
+    samples, where these have both, a second draw hides the label alone for half of the smaller share, and the vector
+    alone for as much. Where there is but one of the two, it is hidden for its share.
+
+    Args:
+        batch: with labels, -1 where unknown, and vectors or none.
+        seed: of the run.
+        label_share: from 0 to below 1.
+        vector_share: from 0 to below 1.
     """
-    draws = uniform(seed, "label dropout", batch.epochs.numpy(), batch.indices.numpy())
-    return torch.from_numpy(draws < share)
+    labels = hidden_labels(batch, seed=seed, share=label_share)
+    vectors = hidden_labels(batch, seed=seed, share=vector_share)
+    if batch.vectors is None:
+        return labels, vectors
+    draws, smaller = torch.from_numpy(_draws(batch, "one alone", seed)), min(label_share, vector_share)
+    have_both = ~(labels | vectors) & (batch.labels >= 0)
+    label_alone = have_both & (draws < smaller / 2)
+    vector_alone = have_both & (draws > 1 - smaller / 2)
+    return labels | label_alone, vectors | vector_alone
+
+
+def _draws(batch: CodeBatch, purpose: str, seed: int) -> NDArray[np.float64]:
+    return uniform(seed, purpose, batch.epochs.numpy(), batch.indices.numpy())
 
 
 @torch.no_grad()

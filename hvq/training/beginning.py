@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hvq.errors import CheckpointError
 from hvq.files import read_tensors
+from hvq.priors.vector_reader import VectorReader
 from hvq.quantizers import Quantizer
 from hvq.storage.models import WEIGHTS
 from hvq.training.checkpoint_files import STATE_FILE, CheckpointFolders, read_checkpoint
@@ -50,7 +51,8 @@ class Beginning:
 def begin_from(model: nn.Module, folder: Path, inside_run: Path) -> str:
     """Fill a model with what fits of other weights; what has no counterpart, or another shape, stays fresh.
 
-    A quantizer is taken whole or not at all: with another codebook size its codebook starts from k-means again.
+    A quantizer is taken whole or not at all: with another codebook size its codebook starts from k-means again. So is
+    what reads the vectors of a prior, for its weights are of vectors standardized by its own mean and deviation.
 
     Args:
         model: freshly built.
@@ -67,7 +69,7 @@ def begin_from(model: nn.Module, folder: Path, inside_run: Path) -> str:
     weights, where = _read_weights(folder, inside_run)
     state = model.state_dict()
     fits = {name for name, tensor in state.items() if name in weights and weights[name].shape == tensor.shape}
-    for prefix in _outer_quantizers(model):
+    for prefix in _taken_whole(model):
         own = {name for name in state if name.startswith(prefix)}
         if not own <= fits or any(name.startswith(prefix) and name not in own for name in weights):
             fits -= own
@@ -85,11 +87,11 @@ def begin_from(model: nn.Module, folder: Path, inside_run: Path) -> str:
     return f"begun from {where}: {len(fits)} of {len(state)} tensors{rest}"
 
 
-def _outer_quantizers(model: nn.Module) -> list[str]:
-    """Prefixes of the names of each quantizer's tensors; one inside another belongs to it."""
+def _taken_whole(model: nn.Module) -> list[str]:
+    """Prefixes of the names of the tensors of each quantizer and reader; one inside another belongs to it."""
     found: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, Quantizer) and not any(name.startswith(outer) for outer in found):
+        if isinstance(module, Quantizer | VectorReader) and not any(name.startswith(outer) for outer in found):
             found.append(f"{name}.")
     return found
 

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from hvq.config import PriorStageConfig, RunConfig
 from hvq.data import CodeBatch, CodeFolder
-from hvq.data.code_vectors import vector_statistics
+from hvq.data.code_vectors import require_whole_vectors, vector_statistics
 from hvq.errors import CheckpointError, ConfigurationError, DataError
 from hvq.histograms import entropy
 from hvq.priors import Prior, build_prior
-from hvq.priors.likelihood import hidden_labels, prior_inputs
+from hvq.priors.likelihood import hidden_labels_and_vectors, prior_inputs
 from hvq.priors.vector_reader import standardize_vectors
 from hvq.storage import RunFolder, encoder_hash, load_autoencoder, load_prior, save_prior
 from hvq.storage.models import PriorDescription
@@ -153,13 +153,16 @@ def _losses(
     training = config.prior(level).training
 
     def losses(batch: CodeBatch) -> Losses:
+        labels, vectors = hidden_labels_and_vectors(
+            batch, seed=config.seed, label_share=training.label_dropout, vector_share=training.vector_dropout
+        )
         targets, condition = prior_inputs(
             batch,
             level,
             level_names=codes.level_names,
             device=optimization.accelerator.device,
-            hidden_labels=hidden_labels(batch, seed=config.seed, share=training.label_dropout),
-            hidden_vectors=hidden_labels(batch, seed=config.seed, share=training.vector_dropout),
+            hidden_labels=labels,
+            hidden_vectors=vectors,
         )
         logits = optimization.wrapped(targets, condition).float()
         nats = functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
@@ -184,6 +187,7 @@ def open_codes(run: RunFolder, level: str) -> tuple[CodeFolder, CodeFolder]:
     train_codes, held_out = CodeFolder(run.codes, "train"), CodeFolder(run.codes, "validation")
     for folder in (train_codes, held_out):
         folder.require_encoder(expected)
+        require_whole_vectors(folder.path, folder.description)
     _refuse_collapse(train_codes, level)
     return train_codes, held_out
 

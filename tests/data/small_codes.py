@@ -65,6 +65,13 @@ def write(folder: Path, *, split: str = "train", chunk: int = 4, **changes: Any)
     return folder / split
 
 
+def turn_a_bit(path: Path) -> None:
+    """Damage that leaves a file as long as it was, in its last number."""
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+
+
 def memory(kind: str) -> int:
     """Bytes of this process's memory on Linux: `RssAnon` its own, `RssFile` of mapped files, `VmHWM` most so far."""
     lines = Path("/proc/self/status").read_text().splitlines()

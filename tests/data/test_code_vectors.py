@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hvq.data import CodeExtraction, CodeFolder
 from hvq.data.code_files import CodesDescription, empty_counts, read_counts
-from hvq.data.code_vectors import VECTORS_FILE, vector_statistics
+from hvq.data.code_vectors import VECTORS_FILE, require_whole_vectors, vector_statistics
 from hvq.data.vectors import hash_vectors
 from hvq.errors import CheckpointError
-from tests.data.small_codes import EPOCHS, IMAGES, description, write_shards
+from tests.data.small_codes import EPOCHS, IMAGES, description, turn_a_bit, write_shards
 from tests.runs import files_below
 
 V = 3
@@ -94,6 +94,17 @@ def test_damage_is_named_and_mended_by_resuming(tmp_path: Path, fault: str) -> N
     with pytest.raises(CheckpointError, match=f"{VECTORS_FILE}"):
         CodeFolder(tmp_path, "train")
     assert extract(tmp_path, vectors_of(), resume=True) == []
+    assert torch.equal(CodeFolder(tmp_path, "train").vectors, vectors_of())
+
+
+def test_a_bit_that_turned_is_mended_by_resuming(tmp_path: Path) -> None:
+    extract(tmp_path, vectors_of())
+    turn_a_bit(tmp_path / "train" / VECTORS_FILE)
+    codes = CodeFolder(tmp_path, "train")
+    with pytest.raises(CheckpointError, match=f"{VECTORS_FILE} is damaged: .*extract the codes again"):
+        require_whole_vectors(codes.path, codes.description)
+    assert extract(tmp_path, vectors_of(), resume=True) == []
+    require_whole_vectors(codes.path, codes.description)
     assert torch.equal(CodeFolder(tmp_path, "train").vectors, vectors_of())
 
 

@@ -200,6 +200,14 @@ def test_labels_without_a_class_are_found_when_they_are_read(tmp_path: Path) -> 
         CodeFolder(tmp_path, "train").fetch(np.array([7]))
 
 
+@pytest.mark.parametrize("images_per_shard", [1, 5, 17, 100])
+def test_labels_of_all_images_are_read_without_codes(tmp_path: Path, images_per_shard: int) -> None:
+    write(tmp_path, images_per_shard=images_per_shard)
+    codes = CodeFolder(tmp_path, "train")
+    assert codes.labels().dtype == torch.int64
+    assert torch.equal(codes.labels(), LABELS)
+
+
 def test_rows_out_of_range_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     with pytest.raises(DataError, match="from 0 to 33; received 0 to 34"):

@@ -47,6 +47,13 @@ def test_images_without_a_vector_are_named(tmp_path: Path) -> None:
         read_vectors(path).of(source_of("a", "b", "c", "d"), "training")
 
 
+def test_images_of_one_split_that_share_a_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.safetensors"
+    write_vectors(path, vectors_of(4), NAMES)
+    with pytest.raises(DataError, match="several of the 4 training images are named '5'"):
+        read_vectors(path).of(source_of("cat/0.png", "5", "cat/1.png", "5"), "training")
+
+
 def _without(*numbers: float) -> Tensor:
     vectors = vectors_of(4)
     vectors[2, : len(numbers)] = torch.tensor(numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from hvq.data import CodeExtraction, CodeFolder
@@ -12,7 +13,9 @@ from hvq.evaluation.sample_vectors import training_vectors
 from tests.data.small_codes import IMAGES, LABELS, description, write_shards
 
 
-def test_they_are_of_images_of_the_class_whatever_else_is_drawn(tmp_path: Path) -> None:
+def test_they_are_of_images_of_the_class_whatever_else_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The number of the image, and its class.
     vectors = torch.stack([torch.arange(IMAGES), LABELS], dim=1).float()
     extraction = CodeExtraction(tmp_path, "train", description(vector_size=2, vectors_hash=hash_vectors(vectors)))
@@ -29,3 +32,9 @@ def test_they_are_of_images_of_the_class_whatever_else_is_drawn(tmp_path: Path) 
     assert not torch.equal(training_vectors(codes, labels, 4), found)
     unseen = training_vectors(codes, torch.full((50,), 7), 3)
     assert len(unseen[:, 1].unique()) == 3, "nor where no image is of the class"
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("codes are read, which may be far more than memory holds")
+
+    monkeypatch.setattr(CodeFolder, "fetch", refuse)
+    assert torch.equal(training_vectors(codes, labels, 3), found)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from hvq.data import CodeBatch
 from hvq.priors import Condition, Prior
-from hvq.priors.likelihood import hidden_labels, nats_per_code, prior_inputs
+from hvq.priors.likelihood import hidden_labels, hidden_labels_and_vectors, nats_per_code, prior_inputs
 from tests.priors.small import LEVELS, NUM_CLASSES, SIZES, coarser_than, codes_of, small_prior
 
 
@@ -22,7 +24,8 @@ def code_batch(rows: int, epoch: int = 0) -> CodeBatch:
 
 def part(batch: CodeBatch, rows: slice) -> CodeBatch:
     codes = {level: codes[rows] for level, codes in batch.codes.items()}
-    return CodeBatch(codes, batch.labels[rows], batch.indices[rows], batch.epochs[rows])
+    vectors = None if batch.vectors is None else batch.vectors[rows]
+    return CodeBatch(codes, batch.labels[rows], batch.indices[rows], batch.epochs[rows], vectors)
 
 
 def nats_by_hand(prior: Prior, batch: CodeBatch, level: str) -> float:
@@ -88,3 +91,34 @@ def test_label_drop_out_hides_a_share_by_epoch_and_row() -> None:
     for other in (hidden_labels(batch, seed=1, share=0.3), hidden_labels(code_batch(4001, epoch=1), seed=0, share=0.3)):
         assert not torch.equal(other, hidden)
     assert not bool(hidden_labels(batch, seed=0, share=0.0).any())
+
+
+@pytest.mark.parametrize(("label_share", "vector_share"), [(0.3, 0.3), (0.2, 0.5), (0.5, 0.2), (0.0, 0.3), (0.3, 0.0)])
+def test_class_and_vector_are_hidden_together_and_each_alone(label_share: float, vector_share: float) -> None:
+    batch = code_batch(8009)
+    batch = replace(batch, vectors=torch.zeros(len(batch), 1))
+    shares = {"label_share": label_share, "vector_share": vector_share}
+    labels, vectors = hidden_labels_and_vectors(batch, seed=0, **shares)
+    rows = slice(17, 61)
+    for whole, some in zip(
+        (labels, vectors), hidden_labels_and_vectors(part(batch, rows), seed=0, **shares), strict=True
+    ):
+        assert torch.equal(some, whole[rows])
+
+    def frequency(*masks: Tensor) -> float:
+        return float(torch.stack(masks).all(dim=0).double().mean())
+
+    less, more = min(label_share, vector_share), max(label_share, vector_share)
+    alone = (1 - more) * less / 2
+    classless = batch.labels < 0
+    labels_of, vectors_of = labels[~classless], vectors[~classless]
+    assert frequency(labels_of, vectors_of) == pytest.approx(less, abs=0.02)
+    assert frequency(labels_of, ~vectors_of) == pytest.approx(alone + max(0, label_share - vector_share), abs=0.02)
+    assert frequency(~labels_of, vectors_of) == pytest.approx(alone + max(0, vector_share - label_share), abs=0.02)
+    assert frequency(vectors[classless]) == pytest.approx(vector_share, abs=0.03), "nothing beside it to be told alone"
+
+
+def test_labels_without_vectors_are_hidden_as_ever() -> None:
+    batch = code_batch(211)
+    labels, _ = hidden_labels_and_vectors(batch, seed=3, label_share=0.3, vector_share=0.3)
+    assert torch.equal(labels, hidden_labels(batch, seed=3, share=0.3))

@@ -15,16 +15,21 @@ from torch import Tensor
 
 from hvq import HierarchicalVQ
 from hvq.config import RunConfig
-from hvq.data import CodeFolder, write_vectors
+from hvq.data import CodeBatch, CodeFolder, write_vectors
+from hvq.data.code_vectors import VECTORS_FILE
 from hvq.distributed import Reduction
 from hvq.errors import CheckpointError, DataError
 from hvq.evaluation.evaluate import evaluate
+from hvq.evaluation.sample_files import Samples
+from hvq.evaluation.samples import sample_run
+from hvq.priors import Condition
 from hvq.priors.guidance import vector_size
-from hvq.priors.likelihood import hidden_labels, prior_inputs
-from hvq.storage import RunFolder, load_prior
+from hvq.priors.likelihood import prior_inputs
+from hvq.storage import RunFolder, load_hierarchy, load_prior
 from hvq.training import extract_codes, fit_prior
 from hvq.training.looks import held_out_nats
 from hvq.training.processes import make_accelerator
+from tests.data.small_codes import turn_a_bit
 from tests.processes import run_in_processes
 from tests.runs import LEVELS, TrainedRun, changed, differing, files_below, tensors_below
 from tests.training.interruption import keep_last_checkpoint, killed_at
@@ -109,6 +114,20 @@ def test_resume_is_equality(vector_run: VectorRun, tmp_path: Path, monkeypatch: 
     assert differing(one, other) == []
 
 
+def test_what_reads_vectors_is_begun_from_whole_or_not_at_all(vector_run: VectorRun, tmp_path: Path) -> None:
+    run = _copied(vector_run, tmp_path / "run").run
+    files, vectors = _write(tmp_path, TrainedRun(vector_run.config, run), 1)
+    training = {"steps": 1, "learning_rate": 1e-12, "average_decay": 0.0, "batch_size": 12}
+    old = load_prior(vector_run.run.prior("top"))[0].condition.vector
+    config = changed(vector_run.config, data__vectors=files, priors__top__training=training)
+    _extract(config, run, resume=True)
+    begun = fit_prior(config, run, "top", init_from=vector_run.run.path).condition.vector
+    assert torch.equal(begun.mean, old.mean)
+    torch.testing.assert_close(begun.linear.weight, old.linear.weight)
+    wider = fit_prior(changed(config, priors__top__model__width=16), run, "top", init_from=vector_run.run.path)
+    torch.testing.assert_close(wider.condition.vector.mean, vectors["train"].mean(0))
+
+
 def test_other_vectors_are_other_codes_to_a_checkpoint(
     vector_run: VectorRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,24 +141,35 @@ def test_other_vectors_are_other_codes_to_a_checkpoint(
         fit_prior(config, run, "top", resume=True)
 
 
-def test_one_draw_hides_class_and_vector(vector_run: VectorRun) -> None:
-    codes = CodeFolder(vector_run.run.codes, "train")
-    batch = codes.fetch(np.arange(len(codes)), np.zeros(len(codes), np.int64))
-    fewer, more = (hidden_labels(batch, seed=3, share=share) for share in (0.2, 0.5))
-    assert 0 < int(fewer.sum()) < int(more.sum())
-    assert not bool((fewer & ~more).any())
-    _, condition = prior_inputs(
-        batch, "top", level_names=LEVELS, device=torch.device("cpu"), hidden_labels=fewer, hidden_vectors=more
-    )
-    assert torch.equal(condition.labels < 0, fewer)
-    assert torch.equal(condition.vector.isnan().all(1), more)
-    assert torch.equal(condition.vector[~more], batch.vectors[~more])
-    assert not bool(batch.vectors.isnan().any()), "the batch keeps its own"
+def test_training_meets_all_that_may_be_told(
+    vector_run: VectorRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: set[tuple[bool, bool]] = set()
+
+    def recorded(batch: CodeBatch, level: str, **options: Any) -> tuple[Tensor, Condition]:
+        targets, condition = prior_inputs(batch, level, **options)
+        told.update(zip((condition.labels >= 0).tolist(), (~condition.vector.isnan().all(1)).tolist(), strict=True))
+        assert not bool(batch.vectors.isnan().any()), "the batch keeps its own"
+        return targets, condition
+
+    monkeypatch.setattr("hvq.training.prior.prior_inputs", recorded)
+    training = {"steps": 7, "batch_size": 12, "label_dropout": 0.4, "vector_dropout": 0.4}
+    config = changed(vector_run.config, priors__top__training=training)
+    fit_prior(config, _copied(vector_run, tmp_path / "run").run, "top")
+    assert told == {(True, True), (True, False), (False, True), (False, False)}
 
 
 def test_vectors_that_were_not_extracted_are_missed(trained_run: TrainedRun, vector_run: VectorRun) -> None:
     with pytest.raises(DataError, match=r"data\.vectors\.train names vectors, and the codes in .* have none; extract"):
         fit_prior(vector_run.config, trained_run.run, "top")
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_damaged_vectors_are_not_trained_on(vector_run: VectorRun, tmp_path: Path, split: str) -> None:
+    run = _copied(vector_run, tmp_path / "run").run
+    turn_a_bit(run.codes / split / VECTORS_FILE)
+    with pytest.raises(CheckpointError, match=rf"{split}/{VECTORS_FILE} is damaged"):
+        fit_prior(vector_run.config, run, "top")
 
 
 def test_an_extraction_that_was_cut_between_the_splits_is_named(vector_run: VectorRun, tmp_path: Path) -> None:
@@ -168,6 +198,26 @@ def test_samples_are_of_their_vectors(vector_run: VectorRun) -> None:
     kept = torch.ones(5, 16, 16, dtype=torch.bool)
     painted, half = model.inpaint(images, kept, vectors=vectors), 0.51 / 255
     torch.testing.assert_close(painted, model.reconstruct(images), rtol=0, atol=half)
+
+
+def test_samples_go_on_with_their_vectors_hidden_ones_among_them(vector_run: VectorRun, tmp_path: Path) -> None:
+    copied = _copied(vector_run, tmp_path / "run")
+    vectors = vector_run.vectors["train"][:4].clone()
+    vectors[1] = torch.nan
+
+    def sampled(**arguments: Any) -> Samples:
+        with redirect_stdout(io.StringIO()):
+            return sample_run(copied.config, copied.run, load_hierarchy(copied.run), reduction=Reduction(), **arguments)
+
+    first = sampled(labels=[2, 0, 1, 2], vectors=vectors)
+    again = sampled(vectors=vectors, from_codes=copied.run.samples)
+    assert torch.equal(again.labels, first.labels)
+    assert torch.equal(again.images, first.images)
+    others = vectors.clone()
+    others[1] = 0
+    for wrong in (others, vectors[:3], vectors + 1e-3):
+        with pytest.raises(CheckpointError, match="not of the vectors that are asked for"):
+            sampled(vectors=wrong, from_codes=copied.run.samples)
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
